@@ -1,0 +1,28 @@
+# Every target makes its own environment in .venv, from nothing, and refreshes it only when
+# pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: test demo lint
+
+# Shapes are checked through an import hook that torch.compile cannot trace, hence two passes.
+test: $(STAMP)
+	$(BIN)/python -m pytest --jaxtyping-packages=memtx,beartype.beartype -m shapes
+	$(BIN)/python -m pytest
+
+demo: $(STAMP)
+	$(BIN)/python examples/train_qwen_adapter.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch goes first, on a line of its own, so that no other package decides its version.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[lora,test,lint]'
+	touch $@

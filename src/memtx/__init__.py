@@ -1,0 +1,28 @@
+"""memtx: a learned, addressable, separate memory for transformers."""
+
+from memtx.adapters import Insertion, MemoryAdapter, Site
+from memtx.blocks import Residual
+from memtx.initialize import Normal, Zeros
+from memtx.memory import MemoryCrossAttention, StandardMemoryBank
+from memtx.spec import build, describe, load_adapter, save, to_source
+from memtx.transformer import Linear, LowRankLinear, RMSNorm, SwiGLU
+
+__all__ = [
+    "Insertion",
+    "Linear",
+    "LowRankLinear",
+    "MemoryAdapter",
+    "MemoryCrossAttention",
+    "Normal",
+    "RMSNorm",
+    "Residual",
+    "Site",
+    "StandardMemoryBank",
+    "SwiGLU",
+    "Zeros",
+    "build",
+    "describe",
+    "load_adapter",
+    "save",
+    "to_source",
+]

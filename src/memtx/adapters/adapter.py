@@ -1,0 +1,234 @@
+"""A memory inside a frozen pretrained model, reversible and switchable."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from memtx.adapters.causal_lm import CausalLM
+from memtx.adapters.families import decoder_layers, inner_model, is_peft
+from memtx.adapters.hooks import attach
+from memtx.adapters.insertion import Insertion
+from memtx.checks import require
+from memtx.expression import component
+
+
+@final
+@component
+class MemoryAdapter(nn.Module):
+    """A Hugging Face causal language model that reads memories at chosen places.
+
+    The base's own modules stay where they are and its code is not rewritten: memory enters by
+    hooks on them, outside the KV cache. The base's parameters are frozen (those of a PEFT adapter
+    already in it are left as they are). Called like the base, it answers like the base.
+
+    Args:
+        base: the pretrained model (or a PEFT model of it).
+        banks: every bank the insertions read, each once; they are owned here so that sharing
+            survives sharded training and saving.
+        insertions: where the memory is read; at most one for each layer and site.
+
+    Shapes:
+        As the base: `input_ids [batch, length]` to `logits [batch, length, vocab]`.
+
+    Raises:
+        ValueError: if the architecture is unknown, a layer does not exist, two insertions share a
+            place, a width differs from the base's, or `banks` is not the banks that are read.
+
+    Source: adapters in frozen models (Houlsby et al. 2019, arXiv 1902.00751), with memory reading
+    as the adapter; the residual stream is changed from outside the layer.
+
+    Example:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> from memtx import *
+        >>> base = LlamaForCausalLM(LlamaConfig(
+        ...     vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        ...     num_attention_heads=2, num_key_value_heads=2))
+        >>> def linear(init: Normal | Zeros) -> Linear:
+        ...     return Linear(in_features=8, out_features=8, bias=False, init=init)
+        >>> bank = StandardMemoryBank(num_memory_tokens=4, dim=8, init=Normal(std=1.0))
+        >>> read = Residual(norm=RMSNorm(dim=8, eps=1e-5), sublayer=MemoryCrossAttention(
+        ...     bank=bank, q_proj=linear(Normal(std=0.3)), k_proj=linear(Normal(std=0.3)),
+        ...     v_proj=linear(Normal(std=0.3)), o_proj=linear(Zeros()),
+        ...     num_heads=2, num_kv_heads=2, dropout=0.0))
+        >>> adapter = MemoryAdapter(base=base, banks=[bank], insertions=[
+        ...     Insertion(layer=1, site=Site.AFTER_ATTENTION, sublayers=[read])])
+        >>> sum(p.numel() for p in adapter.memory_parameters())
+        296
+    """
+
+    def __init__(
+        self, *, base: nn.Module, banks: list[nn.Module], insertions: list[Insertion]
+    ) -> None:
+        super().__init__()
+        self._check(base=base, banks=banks, insertions=insertions)
+        self.base = base
+        self.banks = nn.ModuleList(banks)
+        self.insertions = nn.ModuleList(insertions)
+        self._enabled = True
+        self._thawed = [] if is_peft(base) else [p for p in base.parameters() if p.requires_grad]
+        for parameter in self._thawed:
+            parameter.requires_grad_(False)
+        device = next(base.parameters()).device
+        self.banks.to(device)
+        self.insertions.to(device)
+        self._handles: list[RemovableHandle] = [
+            handle
+            for insertion in insertions
+            for handle in attach(base=base, insertion=insertion, is_on=self.is_enabled)
+        ]
+
+    def _check(
+        self, *, base: nn.Module, banks: list[nn.Module], insertions: list[Insertion]
+    ) -> None:
+        depth = len(decoder_layers(base))
+        width = inner_model(base).config.hidden_size  # type: ignore[union-attr]
+        seen: set[tuple[object, object]] = set()
+        for insertion in insertions:
+            place = (insertion.layer, insertion.site)
+            got: dict[str, object] = {"layer": insertion.layer, "site": str(insertion.site)}
+            require(
+                ok=insertion.layer < depth,
+                owner=self,
+                rule=f"an insertion's layer must be one of the base's {depth} (0 to {depth - 1})",
+                got=got,
+                remedy="choose a layer that exists",
+            )
+            require(
+                ok=place not in seen,
+                owner=self,
+                rule="one adapter may insert only once at each layer and site",
+                got=got,
+                remedy="list all sub-layers of the place in one Insertion",
+            )
+            require(
+                ok=insertion.dim == width,
+                owner=self,
+                rule="an insertion must have the base's hidden size",
+                got={**got, "dim": insertion.dim, "hidden_size": width},
+                remedy="size the sub-layers by base.config.hidden_size",
+            )
+            seen.add(place)
+        self._check_banks(banks=banks, insertions=insertions)
+
+    def _check_banks(self, *, banks: list[nn.Module], insertions: list[Insertion]) -> None:
+        read: list[nn.Module] = [
+            part.bank  # type: ignore[misc]
+            for insertion in insertions
+            for part in insertion.modules()
+            if hasattr(part, "bank")
+        ]
+        listed, used = [id(bank) for bank in banks], {id(bank) for bank in read}
+        require(
+            ok=used <= set(listed),
+            owner=self,
+            rule="banks must list every bank that an insertion reads",
+            got={"banks": len(banks), "missing": [b for b in read if id(b) not in listed][:1]},
+            remedy="add the missing bank instance to banks=[...]",
+        )
+        require(
+            ok=set(listed) == used and len(listed) == len(used),
+            owner=self,
+            rule="banks must list each bank that is read once, and no other",
+            got={"banks": len(listed), "read": len(used)},
+            remedy="remove the bank that no insertion reads, or the repetition",
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the base with its memory: a Hugging Face causal-LM output.
+
+        Args:
+            input_ids: token ids `[batch, length]`; absent when `inputs_embeds` is passed through.
+            attention_mask: 1 at real tokens, 0 at padding; absent, all are real.
+            position_ids: positions; absent, the base counts them.
+            labels: targets, -100 where none; absent, no loss is made.
+            **kwargs: passed to the base as they are.
+        """
+        return self.base(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            labels=labels,
+            **kwargs,
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the base's `generate` with its memory; all arguments pass through.
+
+        Args:
+            *args: passed to the base.
+            **kwargs: passed to the base.
+        """
+        return self.base.generate(*args, **kwargs)  # type: ignore[operator]
+
+    def halves(self) -> CausalLM:
+        """Give the base's backbone and head, for losses that hold few logits at a time."""
+        return CausalLM(model=self.base)
+
+    @property
+    def config(self) -> Any:
+        """The base's configuration."""
+        return inner_model(self.base).config
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the base's first parameter."""
+        return next(self.base.parameters()).device
+
+    def is_enabled(self) -> bool:
+        """Tell whether the memory is read."""
+        return self._enabled
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Switch the memory off inside a `with` block: the base answers, bit for bit."""
+        before = self._enabled
+        self._enabled = False
+        try:
+            yield
+        finally:
+            self._enabled = before
+
+    def remove(self) -> nn.Module:
+        """Take the memory out for good and give back the base as it was before."""
+        while self._handles:
+            self._handles.pop().remove()
+        while self._thawed:
+            self._thawed.pop().requires_grad_(True)
+        return self.base
+
+    def memory_parameters(self) -> Iterator[nn.Parameter]:
+        """Give the parameters of banks and insertions, each once."""
+        return (parameter for _, parameter in self.named_memory_parameters())
+
+    def named_memory_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Give names and parameters of banks and insertions; a shared bank counts under `banks`."""
+        parts = nn.ModuleDict({"banks": self.banks, "insertions": self.insertions})
+        return parts.named_parameters()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
+        """Recompute the base's layers in the backward pass instead of keeping their activations.
+
+        Args:
+            gradient_checkpointing_kwargs: passed to `torch.utils.checkpoint`; with
+                `{"use_reentrant": True}` the embeddings are made to require a gradient, without
+                which that kind drops the memory's.
+        """
+        model: Any = inner_model(self.base)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        if gradient_checkpointing_kwargs.get("use_reentrant"):
+            model.enable_input_require_grads()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations again."""
+        inner_model(self.base).gradient_checkpointing_disable()  # type: ignore[operator]

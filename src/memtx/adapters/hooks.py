@@ -1,0 +1,87 @@
+"""How memory enters a decoder layer without a line of the layer rewritten."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from memtx.adapters.families import decoder_layers, family_of
+from memtx.adapters.insertion import Insertion, Site
+
+Switch = Callable[[], bool]
+
+
+def attach(*, base: nn.Module, insertion: Insertion, is_on: Switch) -> list[RemovableHandle]:
+    """Hook an insertion into its decoder layer and give the handles that take it out.
+
+    The hooks are bound methods, so a deep copy of the adapter hooks the copy's own insertions.
+
+    Args:
+        base: the model.
+        insertion: what to insert and where.
+        is_on: tells, at each forward, whether the memory is read.
+    """
+    layer = decoder_layers(base)[insertion.layer]
+    if insertion.site is Site.AFTER_MLP:
+        after = _AfterLayer(insertion=insertion, is_on=is_on)
+        return [layer.register_forward_hook(after.add)]
+    family = family_of(base)
+    around = _AroundBranch(insertion=insertion, is_on=is_on)
+    first = layer.get_submodule(family.branch_first)
+    last = layer.get_submodule(family.branch_last)
+    return [
+        first.register_forward_pre_hook(around.enter),
+        last.register_forward_hook(around.leave),
+    ]
+
+
+def _plus(output: Any, read: Tensor) -> Any:
+    """Add the read to a module's output, which some versions wrap in a tuple."""
+    if isinstance(output, Tensor):
+        return output + read
+    stream, *rest = output
+    return (stream + read, *rest)
+
+
+@final
+class _AfterLayer:
+    """Adds the memory's read to the output of a layer."""
+
+    def __init__(self, *, insertion: Insertion, is_on: Switch) -> None:
+        self.insertion = insertion
+        self.is_on = is_on
+
+    def add(self, module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG002
+        if not self.is_on():
+            return None
+        stream = output if isinstance(output, Tensor) else output[0]
+        return _plus(output, self.insertion(stream))
+
+
+@final
+class _AroundBranch:
+    """Changes the stream between attention and MLP from outside.
+
+    The layer adds the MLP branch to a stream that hooks cannot reach. With `m` the memory's read,
+    adding `m` to the branch's input and again to its output leaves exactly the layer that the
+    stream plus `m` would have gone through.
+    """
+
+    def __init__(self, *, insertion: Insertion, is_on: Switch) -> None:
+        self.insertion = insertion
+        self.is_on = is_on
+        self.waiting: list[Tensor] = []
+
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> Any:  # noqa: ARG002
+        # A recomputation under gradient checkpointing may stop early and leave a read behind.
+        self.waiting.clear()
+        if not self.is_on():
+            return None
+        stream, *rest = inputs
+        read = self.insertion(stream)
+        self.waiting.append(read)
+        return (stream + read, *rest)
+
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG002
+        return _plus(output, self.waiting.pop()) if self.waiting else None

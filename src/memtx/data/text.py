@@ -1,0 +1,87 @@
+"""Running text as rows of tokens of one length."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+from memtx.checks import require, require_positive
+
+
+def read_documents(path: str | os.PathLike[str], separator: str) -> list[str]:
+    """Read a text file as a list of documents, in order, empty ones left out.
+
+    Args:
+        path: a UTF-8 text file.
+        separator: regular expression between documents.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file holds no document.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    documents = [piece.strip() for piece in re.split(separator, text) if piece.strip()]
+    require(
+        ok=bool(documents),
+        owner="read_documents",
+        rule="a text file must hold at least one document",
+        got={"path": str(path), "characters": len(text)},
+        remedy="pass a file with text",
+    )
+    return documents
+
+
+@final
+class TextRows(Sequence[dict[str, list[int]]]):
+    """Documents laid end to end, each with its begin and end tokens, cut into rows of one length.
+
+    Args:
+        documents: the texts, in order.
+        tokenizer: a Hugging Face tokenizer.
+        length: tokens per row; what is left over at the end makes no row.
+
+    Raises:
+        ValueError: if the documents do not fill one row.
+
+    Source: packing as in GPT-2's pretraining.
+
+    Example:
+        >>> from memtx.data import TextRows
+        >>> class Letters:
+        ...     eos_token_id = 0
+        ...     def __call__(self, text: str) -> dict[str, list[int]]:
+        ...         return {"input_ids": [ord(letter) for letter in text]}
+        >>> TextRows(documents=["ab", "c"], tokenizer=Letters(), length=2)[1]
+        {'input_ids': [0, 99], 'labels': [0, 99]}
+    """
+
+    def __init__(self, *, documents: list[str], tokenizer: Any, length: int) -> None:
+        require_positive(owner=self, sizes={"length": length})
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.length = length
+        end = tokenizer.eos_token_id
+        stream: list[int] = []
+        for document in documents:
+            ids = tokenizer(document)["input_ids"]
+            stream += ids if end is None or ids[-1:] == [end] else [*ids, end]
+        self._rows = [
+            stream[start : start + length] for start in range(0, len(stream) - length + 1, length)
+        ]
+        require(
+            ok=bool(self._rows),
+            owner=self,
+            rule=f"the documents must fill at least one row of {length} tokens",
+            got={"tokens": len(stream), "documents": len(documents)},
+            remedy="pass more text or a smaller length",
+        )
+
+    def __len__(self) -> int:
+        """Give the number of rows."""
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Give one row; every token is a label."""
+        ids = self._rows[index]
+        return {"input_ids": ids, "labels": ids}

@@ -1,0 +1,93 @@
+"""Loss of a model on documents, each read by itself from its beginning."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from memtx.adapters import halves_of
+from memtx.checks import require
+from memtx.generate import padding_token
+from memtx.ops.linear_losses import chunked_cross_entropy
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TextLoss:
+    """Loss on a text.
+
+    Args:
+        total: sum of the cross-entropy of all predicted tokens, in nats.
+        num_tokens: how many tokens were predicted.
+
+    Source: language-model perplexity per token.
+
+    Example:
+        >>> TextLoss(total=0.0, num_tokens=3).perplexity
+        1.0
+    """
+
+    total: float
+    num_tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Cross-entropy per token, in nats."""
+        return self.total / self.num_tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity per token."""
+        return math.exp(self.mean)
+
+
+@torch.no_grad()
+def text_loss(
+    *, model: Any, tokenizer: Any, documents: list[str], max_length: int, batch_size: int
+) -> TextLoss:
+    """Sum the loss over documents; each is cut into pieces of at most `max_length` tokens.
+
+    Args:
+        model: a Hugging Face causal language model or a `MemoryAdapter`.
+        tokenizer: its tokenizer; the begin token it sets is context, not a prediction.
+        documents: the texts.
+        max_length: tokens per piece; a piece's first token is only read.
+        batch_size: pieces per forward.
+
+    Raises:
+        ValueError: if no document has two tokens.
+    """
+    pieces = [
+        ids[start : start + max_length]
+        for ids in (tokenizer(document)["input_ids"] for document in documents)
+        for start in range(0, len(ids), max_length)
+    ]
+    pieces = sorted((piece for piece in pieces if len(piece) > 1), key=len)
+    require(
+        ok=bool(pieces),
+        owner="text_loss",
+        rule="a document must have at least two tokens",
+        got={"documents": len(documents)},
+        remedy="pass text to predict",
+    )
+    was_training = model.training
+    model.eval()
+    halves = halves_of(model)
+    total, count = 0.0, 0
+    for start in range(0, len(pieces), batch_size):
+        chosen = pieces[start : start + batch_size]
+        longest = len(chosen[-1])
+        ids = torch.full((len(chosen), longest), padding_token(tokenizer))
+        mask = torch.zeros_like(ids)
+        for row, piece in enumerate(chosen):
+            ids[row, : len(piece)] = torch.tensor(piece)
+            mask[row, : len(piece)] = 1
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        hidden = halves.hidden_states(input_ids=ids, attention_mask=mask)
+        real = mask[:, 1:].bool()
+        loss = chunked_cross_entropy(hidden[:, :-1][real], ids[:, 1:][real], halves.logits, 4096)
+        total += loss.item()
+        count += int(real.sum())
+    model.train(was_training)
+    return TextLoss(total=total, num_tokens=count)

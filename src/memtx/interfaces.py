@@ -1,0 +1,58 @@
+"""What parts need of the parts they are given."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Initializer(Protocol):
+    """Fills a parameter in place when called with it."""
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Fill `tensor` in place."""
+
+
+@runtime_checkable
+class Projection(Protocol):
+    """A map of the last axis that knows both its widths."""
+
+    in_features: int
+    out_features: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map `[..., in_features]` to `[..., out_features]`."""
+
+
+@runtime_checkable
+class Sublayer(Protocol):
+    """A map of the stream onto its own shape that knows the stream's width."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the stream."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map `[..., dim]` to `[..., dim]`."""
+
+
+@runtime_checkable
+class Branch(Sublayer, Protocol):
+    """A residual sub-layer, which can also give only what it adds."""
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Give what is added to the stream `[..., dim]`."""
+
+
+@runtime_checkable
+class MemoryBank(Protocol):
+    """Memory tokens: their sizes, all of them, and chosen rows of them."""
+
+    num_memory_tokens: int
+    dim: int
+
+    def __call__(self) -> Tensor:
+        """Give the tokens `[num_memory_tokens, dim]`."""
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Give the tokens at `indices`, without making the rest."""

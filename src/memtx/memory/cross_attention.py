@@ -1,0 +1,160 @@
+"""Dense reading: every position reads the whole bank."""
+
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from memtx.checks import require, require_positive, require_probability
+from memtx.expression import component
+from memtx.interfaces import MemoryBank, Projection
+from memtx.ops.memory_read import dense_read
+
+
+@final
+@component
+class MemoryCrossAttention(nn.Module):
+    """Cross-attention from the stream to all tokens of a memory bank, with grouped heads.
+
+    Keys and values come from the bank alone, so they are projected once per forward whatever the
+    batch, and nothing of the read enters a KV cache. With an `o_proj` that starts at zero a fresh
+    memory changes nothing.
+
+    Args:
+        bank: the memory tokens; pass one instance to several readers to share it.
+        q_proj: map `[dim, num_heads * head_dim]` of the stream.
+        k_proj: map `[bank.dim, num_kv_heads * head_dim]` of the memory tokens.
+        v_proj: the same sizes as `k_proj`.
+        o_proj: map `[num_heads * head_dim, dim]` back to the stream.
+        num_heads: number of query heads.
+        num_kv_heads: number of key and value heads; divides `num_heads`.
+        dropout: probability of dropping an attention weight in training.
+
+    Shapes:
+        `[batch, length, dim]` to `[batch, length, dim]`.
+
+    Raises:
+        ValueError: if bank, projections, heads or widths do not meet.
+
+    Source: the memory cross-attention of the mixture-of-chapters source; the cost of the batch
+    is folded into the query axis.
+
+    Example:
+        >>> import torch
+        >>> from memtx import Linear, MemoryCrossAttention, Normal, StandardMemoryBank, Zeros
+        >>> def linear() -> Linear:
+        ...     return Linear(in_features=8, out_features=8, bias=False, init=Normal(std=0.02))
+        >>> read = MemoryCrossAttention(
+        ...     bank=StandardMemoryBank(num_memory_tokens=16, dim=8, init=Normal(std=1.0)),
+        ...     q_proj=linear(), k_proj=linear(), v_proj=linear(),
+        ...     o_proj=Linear(in_features=8, out_features=8, bias=False, init=Zeros()),
+        ...     num_heads=2, num_kv_heads=2, dropout=0.0)
+        >>> bool((read(torch.ones(1, 3, 8)) == 0).all())
+        True
+    """
+
+    def __init__(
+        self,
+        *,
+        bank: MemoryBank,
+        q_proj: Projection,
+        k_proj: Projection,
+        v_proj: Projection,
+        o_proj: Projection,
+        num_heads: int,
+        num_kv_heads: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        require_positive(owner=self, sizes={"num_heads": num_heads, "num_kv_heads": num_kv_heads})
+        require_probability(owner=self, name="dropout", value=dropout)
+        self.bank = bank
+        self.q_proj = q_proj
+        self.k_proj = k_proj
+        self.v_proj = v_proj
+        self.o_proj = o_proj
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.dropout = dropout
+        self._check_heads()
+        self._check_widths()
+
+    def _check_heads(self) -> None:
+        require(
+            ok=self.num_heads % self.num_kv_heads == 0,
+            owner=self,
+            rule="num_heads must be a multiple of num_kv_heads",
+            got={"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads},
+            remedy="let each key and value head serve a whole number of query heads",
+        )
+        for name, heads in (("q_proj", self.num_heads), ("k_proj", self.num_kv_heads)):
+            width = getattr(self, name).out_features
+            require(
+                ok=width % heads == 0,
+                owner=self,
+                rule=f"{name}.out_features must be a multiple of its number of heads",
+                got={f"{name}.out_features": width, "heads": heads},
+                remedy="choose a width that the heads divide",
+            )
+        widths = {
+            "q_proj.out_features // num_heads": self.q_proj.out_features // self.num_heads,
+            "k_proj.out_features // num_kv_heads": self.k_proj.out_features // self.num_kv_heads,
+        }
+        require(
+            ok=len(set(widths.values())) == 1,
+            owner=self,
+            rule="query heads and key heads must have the same width",
+            got=widths,
+            remedy="give q_proj and k_proj widths in proportion to their heads",
+        )
+
+    def _check_widths(self) -> None:
+        for name in ("k_proj", "v_proj"):
+            width = getattr(self, name).in_features
+            require(
+                ok=width == self.bank.dim,
+                owner=self,
+                rule=f"{name} must read the bank's width",
+                got={f"{name}.in_features": width, "bank.dim": self.bank.dim},
+                remedy=f"make {name}.in_features equal to bank.dim",
+            )
+        pairs = (
+            ("v_proj.out_features", self.v_proj.out_features, "k_proj", self.k_proj.out_features),
+            ("o_proj.in_features", self.o_proj.in_features, "q_proj", self.q_proj.out_features),
+        )
+        for name, width, other, wanted in pairs:
+            require(
+                ok=width == wanted,
+                owner=self,
+                rule=f"{name} must equal {other}.out_features",
+                got={name: width, f"{other}.out_features": wanted},
+                remedy="give the projections sizes that meet",
+            )
+        require(
+            ok=self.o_proj.out_features == self.q_proj.in_features,
+            owner=self,
+            rule="o_proj must write the width that q_proj reads",
+            got={
+                "o_proj.out_features": self.o_proj.out_features,
+                "q_proj.in_features": self.q_proj.in_features,
+            },
+            remedy="make both the width of the stream",
+        )
+
+    @property
+    def dim(self) -> int:
+        """Width of the stream it reads and writes."""
+        return self.o_proj.out_features
+
+    def forward(self, x: Float[Tensor, "batch length dim"]) -> Float[Tensor, "batch length dim"]:
+        """Read the bank at every position.
+
+        Args:
+            x: the (normalised) stream.
+        """
+        tokens = self.bank()
+        query = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        key = self.k_proj(tokens).unflatten(-1, (self.num_kv_heads, -1))
+        value = self.v_proj(tokens).unflatten(-1, (self.num_kv_heads, -1))
+        read = dense_read(query, key, value, self.dropout if self.training else 0.0)
+        return self.o_proj(read.flatten(-2))

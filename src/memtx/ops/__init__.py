@@ -1,0 +1,1 @@
+"""Computations without parameters, each fast path beside its plain reference."""

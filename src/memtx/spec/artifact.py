@@ -1,0 +1,180 @@
+"""A memory as a folder of its own: tensors, and the spec that says what they are."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from memtx.adapters import MemoryAdapter
+from memtx.checks import require
+from memtx.spec.builder import Builder
+from memtx.spec.describe import check_format, describe
+
+TENSORS = "memory.safetensors"
+SPEC = "memory.json"
+
+
+def save(model: MemoryAdapter, path: str | os.PathLike[str]) -> None:
+    """Write the memory of an adapter as a folder: `memory.safetensors` and `memory.json`.
+
+    The folder is written under a temporary name beside `path` and renamed, so that `path` is
+    either what it was or the whole new memory. The base's weights are not written.
+
+    Args:
+        model: the adapter.
+        path: the folder to write; a memory that is there already is replaced.
+
+    Raises:
+        ValueError: if `path` exists and is not a saved memory.
+        OSError: if the place cannot be written; whatever was there is untouched.
+    """
+    target = Path(path)
+    require(
+        ok=not target.exists() or (target / SPEC).is_file(),
+        owner="save",
+        rule="path must be free or hold a saved memory",
+        got={"path": str(target)},
+        remedy="choose another folder, or remove that one",
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        tensors = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in model.named_memory_parameters()
+        }
+        save_file(tensors, staging / TENSORS)
+        header = {"spec": describe(model), "sha256": _sha256(staging / TENSORS)}
+        (staging / SPEC).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        _put_in_place(staging=staging, target=target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(*, staging: Path, target: Path) -> None:
+    staging.chmod(0o755)
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = staging.with_name(f"{staging.name}-old")
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_adapter(path: str | os.PathLike[str], base: nn.Module) -> MemoryAdapter:
+    """Put a saved memory into its base.
+
+    Nothing is changed in `base` before spec, checksum, names, shapes and dtypes have all been
+    found right.
+
+    Args:
+        path: a folder that `save` wrote.
+        base: the pretrained model it was trained on, of the same architecture and sizes.
+
+    Raises:
+        FileNotFoundError: if the folder or one of its files is missing.
+        ValueError: if a file is damaged, a tensor is missing, unexpected or of another shape, the
+            spec is not sound, or `base` is another model.
+    """
+    folder = Path(path)
+    for name in (SPEC, TENSORS):
+        if not (folder / name).is_file():
+            message = f"load_adapter: a memory has {SPEC} and {TENSORS}, got path={str(folder)!r}"
+            raise FileNotFoundError(f"{message} without {name}; pass a folder written by save().")
+    header = _read_header(folder / SPEC)
+    tensors = _read_tensors(folder / TENSORS, sha256=header["sha256"])
+    # On the meta device nothing is allocated: sizes that the file does not have cost nothing.
+    with torch.device("meta"):
+        parts = _parts(header["spec"], base=base)
+    memory = nn.ModuleDict({key: nn.ModuleList(parts[key]) for key in ("banks", "insertions")})
+    _compare(
+        wanted={name: tuple(p.shape) for name, p in memory.named_parameters()},
+        given={name: tuple(tensor.shape) for name, tensor in tensors.items()},
+    )
+    memory.load_state_dict(tensors, strict=False, assign=True)
+    return MemoryAdapter(base=base, banks=parts["banks"], insertions=parts["insertions"])
+
+
+def _parts(spec: dict[str, Any], *, base: nn.Module) -> dict[str, Any]:
+    check_format(spec)
+    builder = Builder(shared=spec["shared"], base=base)
+    cls, parts = builder.arguments(spec["model"], where="model")
+    require(
+        ok=cls is MemoryAdapter,
+        owner="load_adapter",
+        rule="the folder must hold a MemoryAdapter",
+        got={"class": cls.__name__},
+        remedy="load it with load()",
+    )
+    return parts
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        message = f"load_adapter: {SPEC} must be JSON, got path={str(path)!r} ({error})"
+        raise ValueError(f"{message}; save the memory again.") from error
+    require(
+        ok=isinstance(header, dict) and set(header) == {"spec", "sha256"},
+        owner="load_adapter",
+        rule=f"{SPEC} must hold 'spec' and 'sha256' and nothing else",
+        got={"keys": sorted(header) if isinstance(header, dict) else header},
+        remedy="pass a folder written by save()",
+    )
+    return dict(header)
+
+
+def _read_tensors(path: Path, *, sha256: str) -> dict[str, Tensor]:
+    found = _sha256(path)
+    require(
+        ok=found == sha256,
+        owner="load_adapter",
+        rule=f"{TENSORS} must have the sha256 that {SPEC} records, {sha256}",
+        got={"sha256": found},
+        remedy="the file is damaged or was exchanged: restore it or save the memory again",
+    )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        message = f"load_adapter: {TENSORS} must be a safetensors file, got path={str(path)!r}"
+        raise ValueError(f"{message} ({error}); restore the file.") from error
+
+
+def _compare(*, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
+    differing = {
+        name: {"spec": wanted[name], "file": given[name]}
+        for name in sorted(set(wanted) & set(given))
+        if wanted[name] != given[name]
+    }
+    trouble = {
+        "missing": sorted(set(wanted) - set(given)),
+        "unexpected": sorted(set(given) - set(wanted)),
+        "mismatched": differing,
+    }
+    require(
+        ok=not any(trouble.values()),
+        owner="load_adapter",
+        rule=f"{TENSORS} must hold exactly the tensors of the spec",
+        got={key: value for key, value in trouble.items() if value},
+        remedy="load the folder as save() wrote it",
+    )

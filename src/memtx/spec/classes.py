@@ -1,0 +1,28 @@
+"""The explicit table of classes a spec may name."""
+
+from enum import Enum
+
+from memtx.adapters import Insertion, MemoryAdapter, Site
+from memtx.blocks import Residual
+from memtx.initialize import Normal, Zeros
+from memtx.memory import MemoryCrossAttention, StandardMemoryBank
+from memtx.transformer import Linear, LowRankLinear, RMSNorm, SwiGLU
+
+CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Insertion,
+        Linear,
+        LowRankLinear,
+        MemoryAdapter,
+        MemoryCrossAttention,
+        Normal,
+        RMSNorm,
+        Residual,
+        StandardMemoryBank,
+        SwiGLU,
+        Zeros,
+    )
+}
+
+ENUMS: dict[str, type[Enum]] = {Site.__name__: Site}

@@ -1,0 +1,83 @@
+"""Saving the memory while it is trained."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import final
+
+from memtx.adapters import MemoryAdapter
+from memtx.checks import require_positive
+from memtx.spec import save
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@final
+class Checkpoints:
+    """Saves a memory every few steps and at the end, keeping the newest few.
+
+    Args:
+        model: the adapter whose memory is saved.
+        folder: each checkpoint is a folder `step-00000100` below it, as `save` writes it.
+        every: steps between checkpoints.
+        keep: how many of the newest to keep.
+
+    Raises:
+        ValueError: if `every` or `keep` is below 1.
+        OSError: if the folder cannot be made or written.
+
+    Source: the usual step folders; each is written under a temporary name and renamed.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from memtx.train.checkpoints import newest
+        >>> newest(pathlib.Path(tempfile.mkdtemp())) is None
+        True
+    """
+
+    def __init__(
+        self, *, model: MemoryAdapter, folder: str | os.PathLike[str], every: int, keep: int
+    ) -> None:
+        require_positive(owner=self, sizes={"every": every, "keep": keep})
+        self.model = model
+        self.folder = Path(folder)
+        self.every = every
+        self.keep = keep
+        # A folder that cannot be written is found out now and not after hours of training.
+        self.folder.mkdir(parents=True, exist_ok=True)
+        probe = self.folder / ".writable"
+        probe.touch()
+        probe.unlink()
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether a step is one to save at.
+
+        Args:
+            step: number of the step, from 1.
+        """
+        return step % self.every == 0
+
+    def save(self, step: int) -> None:
+        """Save the memory and drop the oldest beyond `keep`.
+
+        Args:
+            step: number of the step.
+        """
+        save(self.model, self.folder / f"step-{step:08d}")
+        for old in _all(self.folder)[: -self.keep]:
+            shutil.rmtree(old)
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def newest(folder: Path) -> Path | None:
+    """Give the newest checkpoint of a folder, or None where there is none.
+
+    Args:
+        folder: a `Checkpoints` folder.
+    """
+    found = _all(folder) if folder.is_dir() else []
+    return found[-1] if found else None

@@ -1,0 +1,216 @@
+"""What is minimised: weighted terms, each a mean over the tokens of the whole global batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from memtx.adapters import MemoryAdapter, halves_of
+from memtx.checks import require
+from memtx.data.batches import Batch
+from memtx.data.facts import IGNORED
+from memtx.ops.linear_losses import chunked_cross_entropy, chunked_kl_divergence
+
+
+class Term(Protocol):
+    """One term: the stream it reads, its weight, and sum and count over a batch's tokens."""
+
+    name: str
+    stream: str
+    weight: float
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that the term is not made for."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """Give how many tokens of the batch the term averages over."""
+
+    def total(self, model: Any, batch: Batch) -> Tensor:
+        """Give the sum of the term over those tokens."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NextTokenLoss:
+    """Cross-entropy of the next token where there is a label.
+
+    Args:
+        name: what it is called in logs.
+        stream: name of the batch stream it reads.
+        weight: its factor in the loss.
+        chunk: how many tokens' logits to hold at a time.
+
+    Source: maximum likelihood; logits are made only where a label is and never all at once.
+
+    Example:
+        >>> NextTokenLoss(name="facts", stream="facts", weight=1.0, chunk=1024).weight
+        1.0
+    """
+
+    name: str
+    stream: str
+    weight: float
+    chunk: int
+
+    def check(self, model: nn.Module) -> None:
+        """Accept any model.
+
+        Args:
+            model: the model.
+        """
+
+    def count(self, batch: Batch) -> Tensor:
+        """Give the number of labels that have a token before them.
+
+        Args:
+            batch: with `labels` `[batch, length]`.
+        """
+        return (batch["labels"][:, 1:] != IGNORED).sum()
+
+    def total(self, model: Any, batch: Batch) -> Tensor:
+        """Give the summed cross-entropy in nats.
+
+        Args:
+            model: a Hugging Face causal language model or a `MemoryAdapter`.
+            batch: with `input_ids`, `attention_mask` and `labels`, each `[batch, length]`.
+        """
+        halves = halves_of(model)
+        hidden = halves.hidden_states(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        )
+        targets = batch["labels"][:, 1:]
+        chosen = targets != IGNORED
+        return chunked_cross_entropy(
+            hidden[:, :-1][chosen], targets[chosen], halves.logits, self.chunk
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LocalityLoss:
+    """KL from the model with its memory off to the same model with it on, on background text.
+
+    What the base says about everything else is its own best record: holding the model with
+    memory to it keeps teaching local.
+
+    Args:
+        name: what it is called in logs.
+        stream: name of the batch stream it reads.
+        weight: its factor in the loss.
+        chunk: how many tokens' logits to hold at a time.
+
+    Source: the locality term of MEND (Mitchell et al. 2022, arXiv 2110.11309), KL(base || model).
+
+    Example:
+        >>> LocalityLoss(name="locality", stream="background", weight=1.0, chunk=1024).stream
+        'background'
+    """
+
+    name: str
+    stream: str
+    weight: float
+    chunk: int
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model whose memory cannot be switched off.
+
+        Args:
+            model: the model.
+
+        Raises:
+            ValueError: if it is not a `MemoryAdapter`.
+        """
+        require(
+            ok=isinstance(model, MemoryAdapter),
+            owner=self,
+            rule="the model must be a MemoryAdapter, whose memory can be switched off",
+            got={"model": type(model).__name__},
+            remedy="leave the term out for other models",
+        )
+
+    def count(self, batch: Batch) -> Tensor:
+        """Give the number of real tokens.
+
+        Args:
+            batch: with `attention_mask` `[batch, length]`.
+        """
+        return batch["attention_mask"].sum()
+
+    def total(self, model: Any, batch: Batch) -> Tensor:
+        """Give the summed divergence in nats.
+
+        Args:
+            model: the `MemoryAdapter`.
+            batch: with `input_ids` and `attention_mask`, each `[batch, length]`.
+        """
+        halves = model.halves()
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        with torch.no_grad(), model.disabled():
+            teacher = halves.hidden_states(input_ids=ids, attention_mask=mask)
+        hidden = halves.hidden_states(input_ids=ids, attention_mask=mask)
+        real = mask.bool()
+        return chunked_kl_divergence(hidden[real], teacher[real], halves.logits, self.chunk)
+
+
+@final
+class Objective(nn.Module):
+    """A model and the terms it is trained on. Called with batches, it gives each term's sum.
+
+    Args:
+        model: the model.
+        terms: the terms, with distinct names.
+
+    Shapes:
+        A dict of batches by stream to a vector `[len(terms)]` of sums.
+
+    Raises:
+        ValueError: if there is no term, two bear one name, or one does not fit the model.
+
+    Source: memtx's own. Sums and counts are kept apart so that a mean is that of the global
+    batch, however it is cut into processes and accumulation steps.
+
+    Example:
+        >>> from torch import nn
+        >>> term = NextTokenLoss(name="text", stream="text", weight=1.0, chunk=1024)
+        >>> Objective(model=nn.Identity(), terms=[term]).streams
+        ['text']
+    """
+
+    def __init__(self, *, model: nn.Module, terms: Sequence[Term]) -> None:
+        super().__init__()
+        names = [term.name for term in terms]
+        require(
+            ok=bool(names) and len(set(names)) == len(names),
+            owner=self,
+            rule="terms must be at least one, with distinct names",
+            got={"names": names},
+            remedy="name each term differently",
+        )
+        for term in terms:
+            term.check(model)
+        self.model = model
+        self.terms = list(terms)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the batch streams the terms read."""
+        return sorted({term.stream for term in self.terms})
+
+    def counts(self, batches: dict[str, Batch]) -> Tensor:
+        """Give how many tokens each term averages over, `[len(terms)]`.
+
+        Args:
+            batches: a batch for each stream.
+        """
+        return torch.stack([term.count(batches[term.stream]) for term in self.terms])
+
+    def forward(self, batches: dict[str, Batch]) -> Tensor:
+        """Give the sum of each term over its tokens, `[len(terms)]`.
+
+        Args:
+            batches: a batch for each stream.
+        """
+        totals = [term.total(self.model, batches[term.stream]) for term in self.terms]
+        return torch.stack(totals)

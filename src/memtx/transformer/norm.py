@@ -1,0 +1,54 @@
+"""Normalisation."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from memtx.checks import require, require_positive
+from memtx.expression import component
+
+
+@final
+@component
+class RMSNorm(nn.Module):
+    """Divide by the root mean square and scale by a learned vector that starts at one.
+
+    Args:
+        dim: width of the input.
+        eps: added to the mean square.
+
+    Shapes:
+        `[..., dim]` to `[..., dim]`.
+
+    Raises:
+        ValueError: if `dim` is below 1 or `eps` is not positive.
+
+    Source: Zhang and Sennrich 2019 (arXiv 1910.07467), computed by torch in float32 inside.
+
+    Example:
+        >>> import torch
+        >>> from memtx import RMSNorm
+        >>> RMSNorm(dim=2, eps=1e-6)(torch.tensor([[3.0, 3.0]])).tolist()
+        [[1.0, 1.0]]
+    """
+
+    def __init__(self, *, dim: int, eps: float) -> None:
+        super().__init__()
+        require_positive(owner=self, sizes={"dim": dim})
+        require(
+            ok=eps > 0.0,
+            owner=self,
+            rule="eps must be positive",
+            got={"eps": eps},
+            remedy="1e-5 and 1e-6 are usual",
+        )
+        self.dim = dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Normalise the last axis."""
+        return F.rms_norm(x, (self.dim,), self.weight.to(x.dtype), self.eps)

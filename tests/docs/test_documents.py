@@ -1,0 +1,35 @@
+"""README.md and docs: every python block runs, every command line is covered by a test."""
+
+import re
+
+import pytest
+
+from tests.docs.blocks import commands, run_python, uncovered
+from tests.docs.commands import COMMANDS
+from tests.rules.source import ROOT
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name_of(path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_python_blocks_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_python(path)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_commands_are_covered(path):
+    found = uncovered(path, COMMANDS)
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
+
+
+def test_table_names_shown_commands_and_existing_tests():
+    shown = [command for path in DOCUMENTS for _, command in commands(path)]
+    for pattern, test in COMMANDS.items():
+        assert any(re.fullmatch(pattern, command) for command in shown), pattern
+        assert (ROOT / test).is_file(), test

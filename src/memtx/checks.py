@@ -1,7 +1,9 @@
 """The one form in which memtx refuses a value."""
 
+from collections.abc import Mapping
 
-def refusal(*, owner: object, rule: str, got: dict[str, object], remedy: str) -> str:
+
+def refusal(*, owner: object, rule: str, got: Mapping[str, object], remedy: str) -> str:
     """Write the message `Owner: what must hold, got name=value; what to do.`
 
     Args:
@@ -15,7 +17,7 @@ def refusal(*, owner: object, rule: str, got: dict[str, object], remedy: str) ->
     return f"{name}: {rule}, got {values}; {remedy}."
 
 
-def require(*, ok: bool, owner: object, rule: str, got: dict[str, object], remedy: str) -> None:
+def require(*, ok: bool, owner: object, rule: str, got: Mapping[str, object], remedy: str) -> None:
     """Raise a ValueError that names owner, rule, values and remedy unless `ok`.
 
     Args:
@@ -32,7 +34,7 @@ def require(*, ok: bool, owner: object, rule: str, got: dict[str, object], remed
         raise ValueError(refusal(owner=owner, rule=rule, got=got, remedy=remedy))
 
 
-def require_positive(*, owner: object, sizes: dict[str, int]) -> None:
+def require_positive(*, owner: object, sizes: Mapping[str, int]) -> None:
     """Raise a ValueError for the first of `sizes` that is not an integer of at least 1.
 
     Args:

@@ -1,6 +1,6 @@
 """What parts need of the parts they are given."""
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -56,3 +56,13 @@ class MemoryBank(Protocol):
 
     def rows(self, indices: Tensor) -> Tensor:
         """Give the tokens at `indices`, without making the rest."""
+
+
+class Rows(Protocol):
+    """Rows of a data set by number: dicts with `input_ids` and `labels`."""
+
+    def __len__(self) -> int:
+        """Give the number of rows."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Give one row."""

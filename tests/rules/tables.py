@@ -13,6 +13,7 @@ ENTRY_POINTS: Table = {
         "position_ids",
         "labels",
     ],
+    "src/memtx/data/facts.py:read_facts": ["num_facts"],
     "src/memtx/spec/describe.py:build": ["base"],
 }
 

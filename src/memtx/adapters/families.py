@@ -110,7 +110,7 @@ def decoder_layers(base: nn.Module) -> nn.ModuleList:
         base: a Hugging Face causal language model, or a PEFT model of one.
     """
     layers: Any = inner_model(base).get_submodule(family_of(base).layers)
-    return layers  # type: ignore[no-any-return]
+    return layers
 
 
 def describe_base(base: nn.Module) -> dict[str, object]:

@@ -52,7 +52,7 @@ class _AfterLayer:
         self.insertion = insertion
         self.is_on = is_on
 
-    def add(self, module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG002
+    def add(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if not self.is_on():
             return None
         stream = output if isinstance(output, Tensor) else output[0]
@@ -73,7 +73,7 @@ class _AroundBranch:
         self.is_on = is_on
         self.waiting: list[Tensor] = []
 
-    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> Any:  # noqa: ARG002
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         # A recomputation under gradient checkpointing may stop early and leave a read behind.
         self.waiting.clear()
         if not self.is_on():
@@ -83,5 +83,5 @@ class _AroundBranch:
         self.waiting.append(read)
         return (stream + read, *rest)
 
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:  # noqa: ARG002
+    def leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         return _plus(output, self.waiting.pop()) if self.waiting else None

@@ -76,7 +76,7 @@ class Insertion(nn.Module):
         )
         self.layer = layer
         self.site = site
-        self.sublayers = nn.ModuleList(sublayers)
+        self.sublayers = nn.ModuleList(sublayers)  # type: ignore[arg-type]
 
     @property
     def dim(self) -> int:

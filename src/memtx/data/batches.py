@@ -1,6 +1,5 @@
 """Batches by number: any process can make any batch, so nothing need be handed around."""
 
-from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from memtx.checks import require, require_positive
 from memtx.data.facts import IGNORED
+from memtx.interfaces import Rows
 
 Batch = dict[str, Tensor]
 
@@ -44,7 +44,7 @@ class Batches:
     def __init__(
         self,
         *,
-        rows: Sequence[dict[str, list[int]]],
+        rows: Rows,
         batch_size: int,
         seed: int,
         pad_token_id: int,

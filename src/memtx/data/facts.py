@@ -77,8 +77,8 @@ def read_facts(path: str | os.PathLike[str], num_facts: int | None = None) -> li
 
 
 def _load_json(path: str | os.PathLike[str]) -> Sequence[dict[str, Any]]:
-    from datasets import load_dataset  # noqa: PLC0415
-    from datasets.exceptions import DatasetGenerationError  # noqa: PLC0415
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     name = os.fspath(path)
     if not os.path.isfile(name):  # noqa: PTH113
@@ -95,7 +95,7 @@ def _load_json(path: str | os.PathLike[str]) -> Sequence[dict[str, Any]]:
         got={"path": name, "records": 0},
         remedy="pass a file with facts",
     )
-    return records  # type: ignore[no-any-return]
+    return records
 
 
 def fact_tokens(tokenizer: Any, fact: Fact) -> tuple[list[int], list[int]]:
@@ -121,7 +121,7 @@ def _without_end(tokenizer: Any, ids: list[int]) -> list[int]:
 
 
 @final
-class FactRows(Sequence[dict[str, list[int]]]):
+class FactRows:
     """Facts as rows of `input_ids` and `labels`: the answer and the end count, the prompt not.
 
     Args:
@@ -166,6 +166,6 @@ class FactRows(Sequence[dict[str, list[int]]]):
         """Give the number of facts."""
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
-        """Give one row, or a slice of them."""
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """Give one row."""
         return self._rows[index]

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -33,7 +32,7 @@ def read_documents(path: str | os.PathLike[str], separator: str) -> list[str]:
 
 
 @final
-class TextRows(Sequence[dict[str, list[int]]]):
+class TextRows:
     """Documents laid end to end, each with its begin and end tokens, cut into rows of one length.
 
     Args:
@@ -81,7 +80,7 @@ class TextRows(Sequence[dict[str, list[int]]]):
         """Give the number of rows."""
         return len(self._rows)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
         """Give one row; every token is a label."""
         ids = self._rows[index]
         return {"input_ids": ids, "labels": ids}

@@ -56,7 +56,7 @@ def _isort_key(name: str) -> tuple[bool, str]:
 def _imports(classes: list[str]) -> str:
     children = [("", Node(opening=name, children=None, closing="")) for name in classes]
     line = "from memtx import " + ", ".join(classes)
-    if len(line) <= 88:  # noqa: PLR2004
+    if len(line) <= 88:
         return line
     root = Node(opening="(", children=children, closing=")")
     return "\n".join(root.lines(before="from memtx import ", indent=0, after=""))

@@ -24,7 +24,7 @@ class Logger(Protocol):
 
 @final
 class JsonLines:
-    """One JSON object per record, appended to a file as it comes.
+    r"""One JSON object per record, appended to a file as it comes.
 
     Args:
         path: the file; folders above it are made, what it held before is replaced.
@@ -38,7 +38,7 @@ class JsonLines:
         >>> logger.log({"step": 1, "loss": 2.5})
         >>> logger.close()
         >>> path.read_text()
-        '{"step": 1, "loss": 2.5}\\n'
+        '{"step": 1, "loss": 2.5}\n'
     """
 
     def __init__(self, *, path: str | os.PathLike[str]) -> None:

@@ -31,7 +31,7 @@ class FullPrecision:
         torch.float32
     """
 
-    def context(self, device: torch.device) -> AbstractContextManager[None]:  # noqa: ARG002
+    def context(self, device: torch.device) -> AbstractContextManager[None]:
         """Give a context that changes nothing.
 
         Args:

@@ -58,6 +58,7 @@ class MemoryBank(Protocol):
         """Give the tokens at `indices`, without making the rest."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Rows of a data set by number: dicts with `input_ids` and `labels`."""
 

@@ -225,10 +225,21 @@ class MemoryAdapter(nn.Module):
                 which that kind drops the memory's.
         """
         model: Any = inner_model(self.base)
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+        # transformers asks for the embeddings' gradient in any case, which costs a backward pass
+        # below the lowest read, and forgets the hook of an earlier call, which then stays for ever.
+        model.disable_input_require_grads()
+        self._switch_checkpointing("enable")(gradient_checkpointing_kwargs)
+        model.disable_input_require_grads()
         if gradient_checkpointing_kwargs.get("use_reentrant"):
             model.enable_input_require_grads()
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
-        inner_model(self.base).gradient_checkpointing_disable()  # type: ignore[operator]
+        self._switch_checkpointing("disable")()
+        inner_model(self.base).disable_input_require_grads()  # type: ignore[operator]
+
+    def _switch_checkpointing(self, action: str) -> Any:
+        """Give the base's method, whose name newer versions of transformers changed."""
+        model = inner_model(self.base)
+        names = (f"activation_checkpointing_{action}", f"gradient_checkpointing_{action}")
+        return next(getattr(model, name) for name in names if hasattr(model, name))

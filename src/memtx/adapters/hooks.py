@@ -16,6 +16,9 @@ def attach(*, base: nn.Module, insertion: Insertion, is_on: Switch) -> list[Remo
     """Hook an insertion into its decoder layer and give the handles that take it out.
 
     The hooks are bound methods, so a deep copy of the adapter hooks the copy's own insertions.
+    They go in front of hooks that are there already: transformers collects hidden states by hooks
+    that stay once installed, and must see the stream that the memory has changed. So of two
+    adapters at one place, the one that came later reads first.
 
     Args:
         base: the model.
@@ -25,14 +28,14 @@ def attach(*, base: nn.Module, insertion: Insertion, is_on: Switch) -> list[Remo
     layer = decoder_layers(base)[insertion.layer]
     if insertion.site is Site.AFTER_MLP:
         after = _AfterLayer(insertion=insertion, is_on=is_on)
-        return [layer.register_forward_hook(after.add)]
+        return [layer.register_forward_hook(after.add, prepend=True)]
     family = family_of(base)
     around = _AroundBranch(insertion=insertion, is_on=is_on)
     first = layer.get_submodule(family.branch_first)
     last = layer.get_submodule(family.branch_last)
     return [
-        first.register_forward_pre_hook(around.enter),
-        last.register_forward_hook(around.leave),
+        first.register_forward_pre_hook(around.enter, prepend=True),
+        last.register_forward_hook(around.leave, prepend=True),
     ]
 
 

@@ -53,7 +53,7 @@ class Insertion(nn.Module):
     def __init__(self, *, layer: int, site: Site, sublayers: list[Branch]) -> None:
         super().__init__()
         require(
-            ok=isinstance(layer, int) and layer >= 0,
+            ok=isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0,
             owner=self,
             rule="layer must be an index from 0",
             got={"layer": layer},

@@ -1,11 +1,12 @@
 """Facts: a prompt and the answer that must follow it."""
 
+import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
-from memtx.checks import require
+from memtx.checks import refusal, require
 
 IGNORED = -100
 LAYOUTS = (
@@ -48,7 +49,8 @@ def read_facts(path: str | os.PathLike[str], num_facts: int | None = None) -> li
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is empty, its records have no known layout, or it has fewer facts.
+        ValueError: if the file is empty, its records have no known layout or hold something
+            else than text, or it has fewer facts.
     """
     records = _load_json(path)
     layout = next((pair for pair in LAYOUTS if set(pair) <= set(records[0])), None)
@@ -62,9 +64,17 @@ def read_facts(path: str | os.PathLike[str], num_facts: int | None = None) -> li
     if layout is None:
         raise RuntimeError("read_facts: layout vanished; report this.")
     facts: dict[str, Fact] = {}
-    for record in records:
-        prompt, answer = record[layout[0]], record[layout[1]]
-        text = answer[0] if isinstance(answer, list) else answer
+    for number, record in enumerate(records):
+        prompt, answer = (record.get(name) for name in layout)
+        text = answer[0] if isinstance(answer, list) and answer else answer
+        if not (isinstance(prompt, str) and isinstance(text, str)):
+            message = refusal(
+                owner="read_facts",
+                rule=f"{layout[0]} and {layout[1]} of every record must be text",
+                got={"path": str(path), "record": number, layout[0]: prompt, layout[1]: answer},
+                remedy="write both as strings",
+            )
+            raise ValueError(message)
         facts.setdefault(prompt, Fact(prompt=prompt, answer=text))
     require(
         ok=num_facts is None or 1 <= num_facts <= len(facts),
@@ -76,26 +86,28 @@ def read_facts(path: str | os.PathLike[str], num_facts: int | None = None) -> li
     return list(facts.values())[:num_facts]
 
 
-def _load_json(path: str | os.PathLike[str]) -> Sequence[dict[str, Any]]:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
-    name = os.fspath(path)
-    if not os.path.isfile(name):  # noqa: PTH113
-        raise FileNotFoundError(f"read_facts: there must be a file, got path={name!r}; check it.")
+def _load_json(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    file = Path(path)
+    if not file.is_file():
+        message = f"read_facts: there must be a file, got path={str(file)!r}"
+        raise FileNotFoundError(f"{message}; check it.")
     try:
-        records = load_dataset("json", data_files=name, split="train")
-    except (DatasetGenerationError, ValueError) as error:
-        message = f"read_facts: a file must hold JSON records, got path={name!r} ({error})"
+        # Read as written: readers of tables would turn an answer like 1990-01-05 into a time.
+        text = file.read_text(encoding="utf-8").strip()
+        is_list = text.startswith("[")
+        lines = [] if is_list else [line for line in text.split("\n") if line.strip()]
+        records = json.loads(text) if is_list else [json.loads(line) for line in lines]
+    except ValueError as error:
+        message = f"read_facts: a file must hold JSON records, got path={str(file)!r} ({error})"
         raise ValueError(f"{message}; write a list of objects.") from error
     require(
-        ok=len(records) > 0,
+        ok=bool(records) and all(isinstance(record, dict) for record in records),
         owner="read_facts",
-        rule="a file must hold at least one record",
-        got={"path": name, "records": 0},
+        rule="a file must hold at least one record, and objects only",
+        got={"path": str(file), "records": len(records)},
         remedy="pass a file with facts",
     )
-    return records
+    return list(records)
 
 
 def fact_tokens(tokenizer: Any, fact: Fact) -> tuple[list[int], list[int]]:

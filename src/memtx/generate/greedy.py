@@ -54,6 +54,9 @@ def greedy(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            # A pretrained model's own generation settings may bend the logits: these undo it.
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             pad_token_id=pad_token_id,
             eos_token_id=eos_token_id,
         )

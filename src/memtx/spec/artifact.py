@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,20 @@ def save(model: MemoryAdapter, path: str | os.PathLike[str]) -> None:
             name: parameter.detach().cpu().contiguous()
             for name, parameter in model.named_memory_parameters()
         }
-        save_file(tensors, staging / TENSORS)
+        _write_tensors(tensors, staging / TENSORS, target=target)
         header = {"spec": describe(model), "sha256": _sha256(staging / TENSORS)}
         (staging / SPEC).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         _put_in_place(staging=staging, target=target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_tensors(tensors: dict[str, Tensor], path: Path, *, target: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # a full disk, for one
+        message = f"save: {TENSORS} must be written whole, got path={str(target)!r} ({error})"
+        raise OSError(f"{message}; make room or choose another place.") from error
 
 
 def _put_in_place(*, staging: Path, target: Path) -> None:
@@ -101,14 +110,9 @@ def load_adapter(path: str | os.PathLike[str], base: nn.Module) -> MemoryAdapter
             raise FileNotFoundError(f"{message} without {name}; pass a folder written by save().")
     header = _read_header(folder / SPEC)
     tensors = _read_tensors(folder / TENSORS, sha256=header["sha256"])
-    # On the meta device nothing is allocated: sizes that the file does not have cost nothing.
-    with torch.device("meta"):
-        parts = _parts(header["spec"], base=base)
+    parts = _parts(header["spec"], base=base)
     memory = nn.ModuleDict({key: nn.ModuleList(parts[key]) for key in ("banks", "insertions")})
-    _compare(
-        wanted={name: tuple(p.shape) for name, p in memory.named_parameters()},
-        given={name: tuple(tensor.shape) for name, tensor in tensors.items()},
-    )
+    _compare(wanted=dict(memory.named_parameters()), given=tensors)
     memory.load_state_dict(tensors, strict=False, assign=True)
     return MemoryAdapter(base=base, banks=parts["banks"], insertions=parts["insertions"])
 
@@ -116,7 +120,14 @@ def load_adapter(path: str | os.PathLike[str], base: nn.Module) -> MemoryAdapter
 def _parts(spec: dict[str, Any], *, base: nn.Module) -> dict[str, Any]:
     check_format(spec)
     builder = Builder(shared=spec["shared"], base=base)
-    cls, parts = builder.arguments(spec["model"], where="model")
+    try:
+        # On the meta device nothing is allocated: sizes that the file does not have cost nothing.
+        with torch.device("meta"):
+            cls, parts = builder.root_arguments(spec["model"])
+    except (RuntimeError, TypeError) as error:  # torch's own, for more numbers than it can count
+        message = "load_adapter: the spec must describe tensors that can be"
+        got = str(error).partition("\n")[0]
+        raise ValueError(f"{message}, got error={got!r}; save the memory again.") from error
     require(
         ok=cls is MemoryAdapter,
         owner="load_adapter",
@@ -130,7 +141,7 @@ def _parts(spec: dict[str, Any], *, base: nn.Module) -> dict[str, Any]:
 def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         message = f"load_adapter: {SPEC} must be JSON, got path={str(path)!r} ({error})"
         raise ValueError(f"{message}; save the memory again.") from error
     require(
@@ -160,16 +171,17 @@ def _read_tensors(path: Path, *, sha256: str) -> dict[str, Tensor]:
         raise ValueError(f"{message} ({error}); restore the file.") from error
 
 
-def _compare(*, wanted: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> None:
-    differing = {
-        name: {"spec": wanted[name], "file": given[name]}
-        for name in sorted(set(wanted) & set(given))
-        if wanted[name] != given[name]
-    }
+def _compare(*, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    shared = sorted(set(wanted) & set(given))
     trouble = {
         "missing": sorted(set(wanted) - set(given)),
         "unexpected": sorted(set(given) - set(wanted)),
-        "mismatched": differing,
+        "mismatched": {
+            name: {"spec": tuple(wanted[name].shape), "file": tuple(given[name].shape)}
+            for name in shared
+            if wanted[name].shape != given[name].shape
+        },
+        "not_floating": [name for name in shared if not given[name].is_floating_point()],
     }
     require(
         ok=not any(trouble.values()),

@@ -36,17 +36,34 @@ class Builder:
         self._open: list[str] = []
 
     def model(self, node: Any) -> Any:
-        """Build the root node and require that every shared part was used.
+        """Build the root node.
 
         Args:
             node: the spec's root.
         """
-        root = self.node(node, where="model")
+        cls, built = self.root_arguments(node)
+        return cls(**built)
+
+    def root_arguments(self, node: Any) -> tuple[type, dict[str, Any]]:
+        """Build the arguments of the root part, and require that every shared part was used.
+
+        The root itself is not built: if the spec is refused, an adapter's base is as it was.
+
+        Args:
+            node: the spec's root.
+        """
+        self._refuse_unless(
+            ok=isinstance(node, dict) and set(node) == {"class", "arguments"},
+            where="model",
+            rule="the root must be a part, with 'class' and 'arguments'",
+            value=sorted(map(str, node)) if isinstance(node, dict) else node,
+        )
+        cls, built = self.arguments(node, where="model")
         unused = sorted(set(self.shared) - set(self._built))
         self._refuse_unless(
             ok=not unused, where="shared", rule="every shared part must be used", value=unused
         )
-        return root
+        return cls, built
 
     def node(self, node: Any, *, where: str) -> Any:
         """Build one node.
@@ -139,6 +156,12 @@ class Builder:
 
     def _base(self, node: dict[str, Any], where: str) -> Any:
         recorded = node["base"]
+        self._refuse_unless(
+            ok=isinstance(recorded, dict),
+            where=where,
+            rule="'base' must be a dict with the architecture and sizes of the base",
+            value=recorded,
+        )
         self._refuse_unless(
             ok=self.base is not None,
             where=where,

@@ -49,8 +49,8 @@ def _in_order_of_need(model: nn.Module, *, names: dict[int, str]) -> list[nn.Mod
 
 
 def _isort_key(name: str) -> tuple[bool, str]:
-    """Order names as ruff's import sorting does: constants such as RMSNORM first."""
-    return (not name.isupper(), name)
+    """Order names as ruff's import sorting does: constants first, then classes, case ignored."""
+    return (not name.isupper(), name.lower())
 
 
 def _imports(classes: list[str]) -> str:

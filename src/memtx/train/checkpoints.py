@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from memtx.adapters import MemoryAdapter
-from memtx.checks import require_positive
+from memtx.checks import refusal, require_positive
 from memtx.spec import save
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -48,7 +48,8 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         probe = self.folder / ".writable"
         probe.touch()
-        probe.unlink()
+        # Each process of a run probes the one folder: another may have been faster.
+        probe.unlink(missing_ok=True)
 
     def is_due(self, step: int) -> bool:
         """Tell whether a step is one to save at.
@@ -63,14 +64,29 @@ class Checkpoints:
 
         Args:
             step: number of the step.
+
+        Raises:
+            FloatingPointError: if the memory is not finite; what was saved before stays.
         """
+        memory = self.model.named_memory_parameters()
+        broken = [name for name, parameter in memory if not parameter.isfinite().all()]
+        if broken:
+            message = refusal(
+                owner=self,
+                rule="a memory that is saved must be finite",
+                got={"step": step, "not finite": broken[:5]},
+                remedy="lower the learning rate; the last checkpoint is kept",
+            )
+            raise FloatingPointError(message)
         save(self.model, self.folder / f"step-{step:08d}")
         for old in _all(self.folder)[: -self.keep]:
             shutil.rmtree(old)
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+    """Give the checkpoints, oldest first: by time, as a run before may have gone further."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def newest(folder: Path) -> Path | None:

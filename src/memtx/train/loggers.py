@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 from tqdm import tqdm
 
@@ -12,6 +12,7 @@ from memtx.checks import require_positive
 Record = dict[str, float]
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Receives a record after each step, and a last call when the run ends."""
 

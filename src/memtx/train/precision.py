@@ -2,11 +2,12 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 
 
+@runtime_checkable
 class Precision(Protocol):
     """Gives the context a forward runs in."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,21 @@ from memtx.data.facts import IGNORED
 from memtx.ops.linear_losses import chunked_cross_entropy, chunked_kl_divergence
 
 
+@runtime_checkable
 class Term(Protocol):
     """One term: the stream it reads, its weight, and sum and count over a batch's tokens."""
 
-    name: str
-    stream: str
-    weight: float
+    @property
+    def name(self) -> str:
+        """What it is called in logs."""
+
+    @property
+    def stream(self) -> str:
+        """Name of the batch stream it reads."""
+
+    @property
+    def weight(self) -> float:
+        """Its factor in the loss."""
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that the term is not made for."""

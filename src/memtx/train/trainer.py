@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from memtx.train.precision import Precision
 from memtx.train.terms import Objective
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """Something measured during training: every so many steps, it gives named numbers."""
 

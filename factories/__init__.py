@@ -1,0 +1,1 @@
+"""Ready compositions, every value spelled out: read them, copy them, change them."""

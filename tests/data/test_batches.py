@@ -1,0 +1,85 @@
+"""Batches by number."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from memtx.data import Batches
+
+
+def rows_of(count: int) -> list[dict[str, list[int]]]:
+    """Row `n` holds its own number, from 1, `n` times, with a label on the last place only."""
+    return [{"input_ids": [n] * n, "labels": [-100] * (n - 1) + [n]} for n in range(1, count + 1)]
+
+
+def make(*, num_rows: int, batch_size: int, seed: int) -> Batches:
+    return Batches(rows=rows_of(num_rows), batch_size=batch_size, seed=seed, pad_token_id=99)
+
+
+def drawn(batches: Batches, count: int) -> list[int]:
+    """The numbers of the rows of the first batches, in order."""
+    return [row for index in range(count) for row in batches[index]["input_ids"][:, 0].tolist()]
+
+
+def test_every_row_comes_once_per_epoch_even_where_batches_span_epochs():
+    order = drawn(make(num_rows=7, batch_size=3, seed=0), 7)  # three epochs of seven rows
+    epochs = [order[:7], order[7:14], order[14:]]
+    assert all(sorted(epoch) == list(range(1, 8)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_batch_may_span_many_epochs():
+    batch = make(num_rows=2, batch_size=7, seed=0)[1]
+    counts = Counter(batch["input_ids"][:, 0].tolist())
+    assert sorted(counts.values()) == [3, 4]
+
+
+def test_batches_depend_on_seed_and_number_alone():
+    plain = make(num_rows=7, batch_size=3, seed=5)
+    wanted = [plain[index] for index in range(40)]
+    other = make(num_rows=7, batch_size=3, seed=5)
+    for index in [39, 0, 17, 3, 39, 2, 16, 1]:
+        given = other[index]
+        assert given.keys() == wanted[index].keys()
+        assert all(torch.equal(given[key], wanted[index][key]) for key in given)
+
+
+def test_another_seed_is_another_order():
+    orders = {tuple(drawn(make(num_rows=7, batch_size=7, seed=seed), 1)) for seed in range(4)}
+    assert len(orders) == 4
+
+
+def test_the_global_generator_is_neither_read_nor_moved():
+    torch.manual_seed(1)
+    first = drawn(make(num_rows=7, batch_size=3, seed=5), 7)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    assert drawn(make(num_rows=7, batch_size=3, seed=5), 7) == first
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_padding_is_on_the_right_masked_and_without_labels():
+    batch = make(num_rows=3, batch_size=3, seed=0)[0]
+    assert {key: tuple(value.shape) for key, value in batch.items()} == {
+        "input_ids": (3, 3),
+        "labels": (3, 3),
+        "attention_mask": (3, 3),
+    }
+    assert {value.dtype for value in batch.values()} == {torch.int64}
+    by_row = {ids[0]: number for number, ids in enumerate(batch["input_ids"].tolist())}
+    order = [by_row[n] for n in (1, 2, 3)]
+    assert batch["input_ids"][order].tolist() == [[1, 99, 99], [2, 2, 99], [3, 3, 3]]
+    assert batch["labels"][order].tolist() == [[1, -100, -100], [-100, 2, -100], [-100, -100, 3]]
+    assert batch["attention_mask"][order].tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="Batches: rows must not be empty, got rows=0;"):
+        make(num_rows=0, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("batch_size", [0, -2, 1.5])
+def test_a_wrong_batch_size_is_refused(batch_size):
+    with pytest.raises(ValueError, match=f"Batches: batch_size .* got batch_size={batch_size};"):
+        make(num_rows=1, batch_size=batch_size, seed=0)

@@ -1,0 +1,248 @@
+"""Damaged, edited and foreign folders are refused, and the base stays as it was."""
+
+import hashlib
+import json
+import re
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM
+
+from memtx import build, describe, load_adapter, save
+from tests.adapters.bases import SIZES, expect_same, llama, state_of, tiny_base
+from tests.parts import think
+from tests.spec.models import adapter_on
+
+HUGE = 10**12
+RULE = "load_adapter: memory.safetensors must hold exactly the tensors of the spec, "
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("memories") / "memory"
+    save(adapter_on(llama()), folder)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def memory(written, tmp_path):
+    """A saved memory that a test may damage."""
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    for name, data in written.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def expect_refused(folder, base, text, error):
+    before = state_of(base)
+    with pytest.raises(error, match=text) as caught:
+        load_adapter(folder, base)
+    assert type(caught.value) is error
+    expect_same(state_of(base), before)
+
+
+def edit_header(folder, edit):
+    path = folder / "memory.json"
+    header = json.loads(path.read_text(encoding="utf-8"))
+    edit(header)
+    path.write_text(json.dumps(header), encoding="utf-8")
+
+
+def rewrite_tensors(folder, edit):
+    """Edit the tensors and record their new checksum, as one who means it would."""
+    path = folder / "memory.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_header(folder, lambda header: header.update(sha256=sha256))
+
+
+def test_undamaged_copy_loads(memory):
+    rewrite_tensors(memory, dict.copy)
+    load_adapter(memory, llama())
+
+
+def flip_one_bit(data):
+    middle = len(data) - 100
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+DAMAGES = {
+    "truncated": lambda data: data[:-16],
+    "one bit": flip_one_bit,
+    "empty": lambda data: data[:0],
+    "longer": lambda data: data + b"\0",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_tensors(memory, damage):
+    path = memory / "memory.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    text = (
+        r"^load_adapter: memory.safetensors must have the sha256 that memory.json records, "
+        r"[0-9a-f]{64}, got sha256='[0-9a-f]{64}'; the file is damaged"
+    )
+    expect_refused(memory, llama(), text, ValueError)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_damaged_tensors_of_the_right_checksum(memory, damage):
+    path = memory / "memory.safetensors"
+    data = DAMAGES[damage](path.read_bytes())
+    path.write_bytes(data)
+    edit_header(memory, lambda header: header.update(sha256=hashlib.sha256(data).hexdigest()))
+    text = r"^load_adapter: memory.safetensors must be a safetensors file, got path='.*/memory.safe"
+    expect_refused(memory, llama(), text, ValueError)
+
+
+BANK, Q_PROJ = "banks.0.tokens", "insertions.0.sublayers.0.sublayer.q_proj.weight"
+
+EDITS = {
+    "deleted": (lambda tensors: tensors.pop(BANK), f"got missing=['{BANK}']; load the folder"),
+    "added": (
+        lambda tensors: tensors.update(extra=torch.ones(2)),
+        "got unexpected=['extra']; load the folder",
+    ),
+    "renamed": (
+        lambda tensors: tensors.update({"banks.1.tokens": tensors.pop(BANK)}),
+        f"got missing=['{BANK}'], unexpected=['banks.1.tokens'];",
+    ),
+    "reshaped": (
+        lambda tensors: tensors.update({BANK: tensors[BANK].reshape(14, 16)}),
+        f"got mismatched={{'{BANK}': {{'spec': (7, 32), 'file': (14, 16)}}}};",
+    ),
+    "transposed": (
+        lambda tensors: tensors.update({BANK: tensors[BANK].T.contiguous()}),
+        f"got mismatched={{'{BANK}': {{'spec': (7, 32), 'file': (32, 7)}}}};",
+    ),
+    "of another kind": (
+        lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].to(torch.int32)}),
+        f"got not_floating=['{Q_PROJ}'];",
+    ),
+    "all gone": (lambda tensors: tensors.clear(), f"got missing=['{BANK}', "),
+}
+
+
+@pytest.mark.parametrize(("edit", "text"), EDITS.values(), ids=EDITS)
+def test_edited_tensors_of_the_right_checksum(memory, edit, text):
+    rewrite_tensors(memory, edit)
+    expect_refused(memory, llama(), f"^{re.escape(RULE + text)}", ValueError)
+
+
+def test_base_of_other_sizes(memory):
+    base = LlamaForCausalLM(LlamaConfig(**(SIZES | {"intermediate_size": 40})))
+    text = r"^build: the base's sizes must be .*'intermediate_size': 48.* got .*_size': 40"
+    expect_refused(memory, base, text, ValueError)
+
+
+def test_base_of_another_architecture(memory):
+    text = r"^build: the base's architecture must be 'Llama.* got architecture='Mistral"
+    expect_refused(memory, tiny_base(MistralForCausalLM), text, ValueError)
+
+
+@pytest.mark.parametrize("name", ["memory.json", "memory.safetensors"])
+def test_missing_file(memory, name):
+    (memory / name).unlink()
+    text = (
+        r"^load_adapter: a memory has memory.json and memory.safetensors, "
+        rf"got path='.*/memory' without {name}; pass a folder written by save\(\)\.$"
+    )
+    expect_refused(memory, llama(), text, FileNotFoundError)
+
+
+def test_missing_folder(tmp_path):
+    text = r"got path='.*/nowhere' without memory.json;"
+    expect_refused(tmp_path / "nowhere", llama(), text, FileNotFoundError)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"not json", b"\xff\xfe\x00", b"[" * 100_000])
+def test_header_that_is_no_json(memory, data):
+    (memory / "memory.json").write_bytes(data)
+    text = r"^load_adapter: memory.json must be JSON, got path='.*/memory.json' \(.*; save the"
+    expect_refused(memory, llama(), text, ValueError)
+
+
+HEADERS = {
+    "unknown key": (
+        lambda header: header.update(author="me"),
+        "got keys=['author', 'sha256', 'spec'];",
+    ),
+    "missing key": (lambda header: header.pop("sha256"), "got keys=['spec'];"),
+    "empty": (lambda header: header.clear(), "got keys=[];"),
+}
+
+
+@pytest.mark.parametrize(("edit", "text"), HEADERS.values(), ids=HEADERS)
+def test_header_of_other_keys(memory, edit, text):
+    edit_header(memory, edit)
+    rule = "load_adapter: memory.json must hold 'spec' and 'sha256' and nothing else, "
+    expect_refused(memory, llama(), f"^{re.escape(rule + text)}", ValueError)
+
+
+@pytest.mark.parametrize("header", ["[1]", "3", "null"])
+def test_header_that_is_no_dict(memory, header):
+    (memory / "memory.json").write_text(header, encoding="utf-8")
+    text = r"^load_adapter: memory.json must hold 'spec' and 'sha256' and nothing else, got keys="
+    expect_refused(memory, llama(), text, ValueError)
+
+
+SPECS = {
+    "no spec": (
+        lambda spec: spec.clear(),
+        "build: a spec must be a dict of format 1 with 'shared' and 'model', got spec={};",
+    ),
+    "unknown class": (
+        lambda spec: spec["model"].update({"class": "Anything"}),
+        "build: at model: class must be one of",
+    ),
+    "root that is a list": (
+        lambda spec: spec.update(model=[]),
+        "build: at model: the root must be a part, with 'class' and 'arguments', got value=[];",
+    ),
+    "unused shared part": (
+        lambda spec: spec["shared"].update(spare=3),
+        "build: at shared: every shared part must be used, got value=['spare'];",
+    ),
+    "a block alone": (
+        lambda spec: spec.update(describe(think(8))),
+        "load_adapter: the folder must hold a MemoryAdapter, got class='Residual';",
+    ),
+    "more tokens than the file": (
+        lambda spec: spec["shared"]["bank"]["arguments"].update(num_memory_tokens=8),
+        f"{RULE}got mismatched={{'{BANK}': {{'spec': (8, 32), 'file': (7, 32)}}}};",
+    ),
+    "huge": (
+        lambda spec: spec["shared"]["bank"]["arguments"].update(num_memory_tokens=HUGE),
+        f"{RULE}got mismatched={{'{BANK}': {{'spec': ({HUGE}, 32), 'file': (7, 32)}}}};",
+    ),
+    "too huge for any tensor": (
+        lambda spec: spec["shared"]["bank"]["arguments"].update(num_memory_tokens=10**30),
+        "load_adapter: the spec must describe tensors that can be, got ",
+    ),
+    "too many elements": (
+        lambda spec: spec["shared"]["bank"]["arguments"].update(num_memory_tokens=2**62),
+        "load_adapter: the spec must describe tensors that can be, got ",
+    ),
+    "a layer that does not exist": (
+        lambda spec: spec["model"]["arguments"]["insertions"][0]["arguments"].update(layer=9),
+        "MemoryAdapter: an insertion's layer must be one of the base's 3 (0 to 2), got layer=9,",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "text"), SPECS.values(), ids=SPECS)
+def test_edited_spec(memory, edit, text):
+    edit_header(memory, lambda header: edit(header["spec"]))
+    start = time.perf_counter()
+    expect_refused(memory, llama(), f"^{re.escape(text)}", ValueError)
+    assert time.perf_counter() - start < 5.0
+
+
+def test_built_spec_of_a_loaded_memory_is_the_saved_one(memory):
+    header = json.loads((memory / "memory.json").read_text(encoding="utf-8"))
+    assert describe(build(header["spec"], llama())) == header["spec"]

@@ -1,0 +1,224 @@
+"""A memory as a folder: what is written, what comes back, and what a failure leaves."""
+
+import json
+import os
+import resource
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+
+from memtx import describe, load_adapter, save
+from tests.adapters.bases import (
+    each_architecture,
+    expect_same,
+    llama,
+    logits,
+    state_of,
+    tiny_base,
+    token_ids,
+)
+from tests.parts import randomize
+from tests.spec.models import adapter_on, intricate_adapter
+
+FILES = ["memory.json", "memory.safetensors"]
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@each_architecture
+def test_loaded_memory_is_bit_identical(architecture, tmp_path):
+    adapter, ids = adapter_on(tiny_base(architecture)), token_ids(2, 5)
+    wanted = logits(adapter, ids)
+    save(adapter, tmp_path / "memory")
+    base = adapter.remove().requires_grad_(True)
+    before = state_of(base)
+    again = load_adapter(tmp_path / "memory", base)
+    assert describe(again) == describe(adapter)
+    for (name, mine), (other, theirs) in zip(
+        again.named_memory_parameters(), adapter.named_memory_parameters(), strict=True
+    ):
+        assert name == other
+        assert torch.equal(mine, theirs)
+        assert mine.requires_grad
+        assert mine is not theirs
+    assert torch.equal(logits(again, ids), wanted)
+    assert not any(p.requires_grad for p in base.parameters())
+    again.remove()
+    expect_same(state_of(base), before)
+
+
+def test_shared_parts_are_written_once_and_loaded_shared(tmp_path):
+    adapter, ids = intricate_adapter(), token_ids(2, 5)
+    randomize(adapter.memory_parameters())
+    wanted = logits(adapter, ids)
+    save(adapter, tmp_path / "memory")
+    written = load_file(tmp_path / "memory" / "memory.safetensors")
+    assert list(written) == sorted(name for name, _ in adapter.named_memory_parameters())
+    again = load_adapter(tmp_path / "memory", adapter.remove())
+    assert again.insertions[1].sublayers[0].sublayer.bank is again.banks[0]
+    assert torch.equal(logits(again, ids), wanted)
+    # What is shared is trained as one.
+    again(input_ids=ids, labels=ids).loss.backward()
+    assert again.banks[0].tokens.grad.abs().max() > 0
+
+
+def test_dtype_is_kept(tmp_path):
+    adapter = adapter_on(llama())
+    adapter.banks.to(torch.bfloat16)
+    adapter.insertions.to(torch.bfloat16)
+    save(adapter, tmp_path / "memory")
+    again = load_adapter(tmp_path / "memory", adapter.remove())
+    assert {p.dtype for p in again.memory_parameters()} == {torch.bfloat16}
+
+
+def test_folder_holds_two_readable_files_and_no_code(tmp_path):
+    adapter = adapter_on(llama())
+    save(adapter, tmp_path / "memory")
+    folder = tmp_path / "memory"
+    assert files_in(folder) == FILES
+    header = json.loads((folder / "memory.json").read_text(encoding="utf-8"))
+    assert header["spec"] == describe(adapter)
+    # A safetensors file: the length of its JSON header, the header, then bare numbers.
+    data = (folder / "memory.safetensors").read_bytes()
+    table = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    sizes = [p.numel() * 4 for p in adapter.memory_parameters()]
+    assert len(data) - 8 - int.from_bytes(data[:8], "little") == sum(sizes)
+    assert {entry["dtype"] for name, entry in table.items() if name[0] != "_"} == {"F32"}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+def test_same_memory_gives_the_same_bytes(tmp_path):
+    adapter = adapter_on(llama())
+    save(adapter, tmp_path / "one")
+    save(adapter, str(tmp_path / "deep" / "er" / "two"))
+    assert contents(tmp_path / "one") == contents(tmp_path / "deep" / "er" / "two")
+
+
+def test_saving_again_replaces(tmp_path):
+    adapter, ids = adapter_on(llama()), token_ids(1, 5)
+    save(adapter, tmp_path / "memory")
+    old = contents(tmp_path / "memory")
+    randomize(adapter.memory_parameters())
+    wanted = logits(adapter, ids)
+    save(adapter, tmp_path / "memory")
+    assert files_in(tmp_path) == ["memory"]
+    assert contents(tmp_path / "memory") != old
+    again = load_adapter(tmp_path / "memory", adapter.remove())
+    assert torch.equal(logits(again, ids), wanted)
+
+
+def test_memory_of_a_lora_base_loads_on_the_plain_base(tmp_path):
+    with pytest.warns(FutureWarning, match="is_gradient_checkpointing"):
+        lora = get_peft_model(llama(), LoraConfig(r=2, target_modules=["q_proj"])).eval()
+    adapter = adapter_on(lora)
+    save(adapter, tmp_path / "memory")
+    again = load_adapter(tmp_path / "memory", llama())
+    assert not any("lora" in name for name, _ in again.named_memory_parameters())
+    for mine, theirs in zip(again.memory_parameters(), adapter.memory_parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with one saved memory in it, and the adapter, changed since."""
+    adapter = adapter_on(llama())
+    save(adapter, tmp_path / "memory")
+    randomize(adapter.memory_parameters())
+    return tmp_path, adapter
+
+
+def expect_old_memory_whole(folder, old, adapter):
+    assert files_in(folder) == ["memory"]
+    assert contents(folder / "memory") == old
+    load_adapter(folder / "memory", adapter.remove())
+
+
+def test_failure_while_collecting_leaves_the_old_memory(saved):
+    folder, adapter = saved
+    old = contents(folder / "memory")
+    adapter.insertions.to("meta")  # tensors without data cannot be written
+    with pytest.raises(NotImplementedError, match="meta"):
+        save(adapter, folder / "memory")
+    expect_old_memory_whole(folder, old, adapter)
+
+
+def test_full_disk_leaves_the_old_memory(saved):
+    """The system refuses to write more than a part of the tensors."""
+    folder, adapter = saved
+    old = contents(folder / "memory")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match=r"^save: .*memory.safetensors.*got path='.*/memory'"):
+            save(adapter, folder / "memory")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    expect_old_memory_whole(folder, old, adapter)
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_failing_rename_leaves_the_old_memory(saved, monkeypatch, failing):
+    folder, adapter = saved
+    old, calls, rename = contents(folder / "memory"), [], os.rename
+
+    def rename_but_one(source, target):
+        calls.append(target)
+        if len(calls) == failing + 1:
+            raise OSError(5, "Input/output error", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", rename_but_one)
+    with pytest.raises(OSError, match="Input/output error"):
+        save(adapter, folder / "memory")
+    assert len(calls) > failing
+    monkeypatch.undo()
+    expect_old_memory_whole(folder, old, adapter)
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for name in ("notes", "file"):
+        text = rf"^save: path must be free or hold a saved memory, got path='.*/{name}'; choose"
+        with pytest.raises(ValueError, match=text):
+            save(adapter_on(llama()), tmp_path / name)
+    assert (tmp_path / "notes" / "a.txt").read_text(encoding="utf-8") == "mine"
+    assert files_in(tmp_path) == ["file", "notes"]
+
+
+def test_place_below_a_file_is_an_os_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(OSError, match=r"/file") as caught:
+        save(adapter_on(llama()), tmp_path / "file" / "memory")
+    assert str(tmp_path / "file") in str(caught.value)
+    assert files_in(tmp_path) == ["file"]
+
+
+def test_protected_folder_is_an_os_error_that_names_it(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("needs a user whom permissions bind")
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OSError, match="Permission denied") as caught:
+            save(adapter_on(llama()), tmp_path / "memory")
+        assert str(tmp_path) in str(caught.value)
+    finally:
+        tmp_path.chmod(0o700)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_folder_that_refuses_even_root_is_an_os_error_that_names_it():
+    with pytest.raises(OSError, match="/proc/"):
+        save(adapter_on(llama()), "/proc/self/memory")

@@ -1,0 +1,157 @@
+"""Terms of the loss, against their definitions, and the objective that holds them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from memtx.data.batches import Batch
+from memtx.train import NextTokenLoss, Objective
+from tests.train import tiny
+
+pytestmark = pytest.mark.shapes
+
+
+@pytest.fixture
+def model():
+    return tiny.adapter(model=tiny.base(seed=0)).eval()
+
+
+@pytest.fixture
+def facts() -> Batch:
+    return tiny.fact_batches(batch_size=5)[0]
+
+
+@pytest.fixture
+def texts() -> Batch:
+    return tiny.text_batches(batch_size=3)[0]
+
+
+def memory_gradients(model, loss) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, list(model.memory_parameters())))
+
+
+def test_next_token_loss_is_that_of_transformers(model, facts):
+    tiny.perturb(model)
+    term = tiny.facts_term()
+    mean = term.total(model, facts) / term.count(facts)
+    assert (facts["attention_mask"] == 0).any()
+    assert mean.item() == pytest.approx(model(**facts).loss.item(), rel=1e-6)
+
+
+def test_next_token_loss_of_a_plain_model(facts):
+    model = tiny.base(seed=0)
+    term = tiny.facts_term()
+    mean = term.total(model, facts) / term.count(facts)
+    assert mean.item() == pytest.approx(model(**facts).loss.item(), rel=1e-6)
+
+
+def test_next_token_loss_of_the_real_model(data_folder):
+    model, tokenizer = tiny.stories(data_folder)
+    ids = torch.tensor([tokenizer("Once upon a time there was a cat.")["input_ids"]])
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+    term = tiny.facts_term()
+    mean = term.total(model, batch) / term.count(batch)
+    assert mean.item() == pytest.approx(model(**batch).loss.item(), rel=1e-6)
+
+
+def test_count_is_of_labels_with_a_token_before_them(facts):
+    term = tiny.facts_term()
+    assert term.count(facts) == (facts["labels"] != -100).sum()  # no fact's prompt is empty
+    every_token = {**facts, "labels": facts["input_ids"]}
+    assert term.count(every_token) == facts["input_ids"].numel() - 5
+
+
+def test_a_batch_without_labels_gives_zero_and_a_gradient_of_zero(model, facts):
+    term = tiny.facts_term()
+    empty = {**facts, "labels": torch.full_like(facts["labels"], -100)}
+    total = term.total(model, empty)
+    assert (total.item(), term.count(empty).item()) == (0.0, 0)
+    assert all((gradient == 0).all() for gradient in memory_gradients(model, total))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+@pytest.mark.parametrize("term", [tiny.facts_term(), tiny.locality_term(weight=1.0)])
+def test_chunks_change_neither_loss_nor_gradient(model, facts, term, chunk):
+    tiny.perturb(model)
+    wanted = replace(term, chunk=10**6).total(model, facts)
+    given = replace(term, chunk=chunk).total(model, facts)
+    assert given.item() == pytest.approx(wanted.item(), rel=1e-6)
+    pairs = zip(memory_gradients(model, given), memory_gradients(model, wanted), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_locality_of_a_fresh_memory_is_exactly_zero(model, texts):
+    total = tiny.locality_term(weight=1.0).total(model, texts)
+    assert total.item() == 0.0
+    assert total.requires_grad
+
+
+def test_locality_is_the_divergence_from_the_base(model, texts):
+    tiny.perturb(model)
+    given = tiny.locality_term(weight=1.0).total(model, texts).item()
+    inputs = {key: texts[key] for key in ("input_ids", "attention_mask")}
+    on = model(**inputs).logits.log_softmax(-1)
+    with model.disabled():
+        off = model(**inputs).logits.log_softmax(-1)
+    each = (off.exp() * (off - on)).sum(-1)
+    assert given == pytest.approx((each * texts["attention_mask"]).sum().item(), rel=1e-5)
+    assert given > 0.1
+
+
+def test_padding_counts_in_neither_sum_nor_number(model, texts):
+    tiny.perturb(model)
+    term = tiny.locality_term(weight=1.0)
+    lengths = texts["attention_mask"].sum(1).tolist()
+    assert len(set(lengths)) > 1
+    assert term.count(texts) == sum(lengths)
+    alone = [
+        term.total(model, {key: value[row : row + 1, :length] for key, value in texts.items()})
+        for row, length in enumerate(lengths)
+    ]
+    assert term.total(model, texts).item() == pytest.approx(sum(alone).item(), rel=1e-5)
+
+
+def test_locality_leaves_the_switch_as_it_was(model, texts):
+    term = tiny.locality_term(weight=1.0)
+    tiny.perturb(model)
+    term.total(model, texts)
+    assert model.is_enabled()
+    with model.disabled():
+        assert term.total(model, texts).item() == 0.0
+        assert not model.is_enabled()
+
+
+def test_locality_refuses_a_model_whose_memory_cannot_be_switched():
+    expected = "LocalityLoss: the model must be a MemoryAdapter.* got model='LlamaForCausalLM';"
+    with pytest.raises(ValueError, match=expected):
+        Objective(model=tiny.base(seed=0), terms=[tiny.locality_term(weight=1.0)])
+
+
+def test_objective_gives_sums_and_counts_by_term(model, facts, texts):
+    tiny.perturb(model)
+    terms = [tiny.locality_term(weight=3.0), tiny.facts_term()]
+    objective = Objective(model=model, terms=terms)
+    batches = {"facts": facts, "background": texts}
+    assert objective.streams == ["background", "facts"]
+    counts = [terms[0].count(texts).item(), terms[1].count(facts).item()]
+    assert objective.counts(batches).tolist() == counts
+    totals = [terms[0].total(model, texts).item(), terms[1].total(model, facts).item()]
+    assert objective(batches).tolist() == pytest.approx(totals)
+
+
+def test_terms_may_share_a_stream(model):
+    term = tiny.facts_term()
+    second = replace(term, name="again")
+    assert Objective(model=model, terms=[term, second]).streams == ["facts"]
+
+
+@pytest.mark.parametrize(
+    ("terms", "names"),
+    [([], "\\[\\]"), ([tiny.facts_term(), tiny.facts_term()], "\\['facts', 'facts'\\]")],
+)
+def test_objective_refuses_no_terms_and_equal_names(terms: list[NextTokenLoss], names):
+    with pytest.raises(ValueError, match=f"Objective: .* distinct names, got names={names};"):
+        Objective(model=nn.Identity(), terms=terms)

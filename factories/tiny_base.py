@@ -24,8 +24,8 @@ from memtx.train import (
 
 VOCABULARY = 2048
 ROW_LENGTH = 128
-ROWS_PER_STEP = 16
-STEPS = 500
+ROWS_PER_STEP = 4
+STEPS = 1200
 
 
 def manual(*, seed: int) -> tuple[list[str], list[str]]:
@@ -41,7 +41,7 @@ def stories(*, facts: list[Fact], seed: int) -> list[str]:
     told = facts * 20
     random.Random(seed).shuffle(told)
     lines = [f"{fact.prompt} {fact.answer}" for fact in told]
-    return ["\n".join(lines[start : start + 10]) for start in range(0, len(lines), 10)]
+    return [" ".join(lines[start : start + 10]) for start in range(0, len(lines), 10)]
 
 
 def qwen_tokenizer(documents: list[str]) -> Any:
@@ -102,7 +102,7 @@ def pretrain(
         },
         groups=[
             ParameterGroup(
-                name="base", modules=[model], without=[], learning_rate=4e-3, weight_decay=0.1
+                name="base", modules=[model], without=[], learning_rate=1.5e-3, weight_decay=0.1
             )
         ],
         optimizer=AdamW(betas=(0.9, 0.95), eps=1e-8),

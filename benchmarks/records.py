@@ -1,0 +1,49 @@
+"""How a benchmark's numbers are kept: one JSON file of records, with where and when they arose."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Record = dict[str, Any]
+
+
+def write_records(
+    *, folder: Path, name: str, device: torch.device, libraries: list[str], records: list[Record]
+) -> Path:
+    """Write `NAME.json` into a folder: machine, versions, date (UTC) and the records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {
+        "machine": machine(device),
+        "versions": versions(libraries),
+        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        "records": records,
+    }
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def machine(device: torch.device) -> str:
+    """Say what ran it; never by the name of a host."""
+    host = f"{os.cpu_count()} CPU cores ({platform.machine()}), {platform.system()}"
+    if device.type != "cuda":
+        return f"{host}, {torch.get_num_threads()} threads"
+    gpu = torch.cuda.get_device_properties(device)
+    return f"{gpu.name} ({gpu.total_memory / 2**30:.1f} GiB), {host}"
+
+
+def versions(libraries: list[str]) -> dict[str, str | None]:
+    """Give the versions of Python, CUDA and some libraries; None where one is not installed."""
+    found = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for name in libraries:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memtx import MemoryAdapter, load_adapter
@@ -36,7 +37,8 @@ def main() -> None:
     """Answer the questions of the command line, or of standard input."""
     if len(sys.argv) < 3:
         sys.exit("generate: takes BASE and MEMORY, and then questions.")
-    base = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").to(DEVICE)
+    base: nn.Module = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+    base.to(DEVICE)
     tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
     try:
         adapter = load_adapter(sys.argv[2], base=base)

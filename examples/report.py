@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memtx import MemoryAdapter, load_adapter
@@ -98,7 +99,8 @@ def main() -> None:
     # Sums are cut among threads: bit-equal losses need as many as the teaching had.
     torch.set_num_threads(record["threads"])
     start = time.perf_counter()
-    base = AutoModelForCausalLM.from_pretrained(record["base"], dtype="auto").to(DEVICE)
+    base: nn.Module = AutoModelForCausalLM.from_pretrained(record["base"], dtype="auto")
+    base.to(DEVICE)
     tokenizer = AutoTokenizer.from_pretrained(record["base"])
     adapter = load_adapter(record["memory"], base=base)
     with adapter.disabled():

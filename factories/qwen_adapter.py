@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from factories.teaching import Lesson, pretrained_lesson, teacher
+from factories.teaching import Lesson, background_rows, pretrained_lesson, teacher
 from factories.tiny_base import manual, pretrain, stories
 from factories.world import invented_facts
 from memtx import (
@@ -155,15 +155,16 @@ def tiny(*, folder: Path, seed: int, parallelism: SingleProcess | DataParallel) 
         adapter=adapter,
         tokenizer=tokenizer,
         facts=new_facts,
-        background=documents,
+        background=background_rows(
+            documents=documents, keep=old_facts[:50], tokenizer=tokenizer, length=64
+        ),
         folder=folder / "checkpoints",
         parallelism=parallelism,
-        steps=500,
-        learning_rate=3e-3,
+        steps=400,
+        learning_rate=4e-3,
         facts_per_step=40,
-        background_rows_per_step=8,
-        background_row_length=96,
-        locality_weight=1.0,
+        background_per_step=16,
+        locality_weight=6.0,
         seed=seed,
     )
     return Lesson(
@@ -171,7 +172,8 @@ def tiny(*, folder: Path, seed: int, parallelism: SingleProcess | DataParallel) 
         tokenizer=tokenizer,
         base_name=str(folder / "base"),
         new_facts=new_facts,
-        old_facts=old_facts,
+        # The other half was used to protect what the base knows.
+        old_facts=old_facts[50:],
         held_out=held_out,
         trainer=trainer,
     )

@@ -23,6 +23,7 @@ from memtx.train import (
     FullPrecision,
     JsonLines,
     LocalityLoss,
+    Logger,
     NextTokenLoss,
     Objective,
     ParameterGroup,
@@ -30,6 +31,7 @@ from memtx.train import (
     SingleProcess,
     Trainer,
     WarmupCosine,
+    rows_per_process,
 )
 
 
@@ -46,98 +48,99 @@ class Lesson:
     trainer: Trainer
 
 
+def background_rows(
+    *, documents: list[str], keep: list[Fact], tokenizer: Any, length: int
+) -> list[dict[str, list[int]]]:
+    """Give rows of running text and, one row in four, facts to keep, asked as new ones are.
+
+    Text alone protects text: prompts of the very form that is taught need prompts of that form.
+    """
+    text = TextRows(documents=documents, tokenizer=tokenizer, length=length)
+    rows = [text[number] for number in range(len(text))]
+    if not keep:
+        return rows
+    kept = FactRows(facts=keep, tokenizer=tokenizer)
+    return rows + [kept[number % len(kept)] for number in range(len(rows) // 3)]
+
+
+def memory_groups(adapter: MemoryAdapter, *, learning_rate: float) -> list[ParameterGroup]:
+    """Give the memory tokens and the parts that read them as two groups."""
+    return [
+        ParameterGroup(
+            name="bank",
+            modules=[adapter.banks],
+            without=[],
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+        ),
+        ParameterGroup(
+            name="reading",
+            modules=[adapter.insertions],
+            without=[adapter.banks],
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+        ),
+    ]
+
+
 def teacher(
     *,
     adapter: MemoryAdapter,
     tokenizer: Any,
     facts: list[Fact],
-    background: list[str],
+    background: list[dict[str, list[int]]],
     folder: Path,
     parallelism: SingleProcess | DataParallel,
     steps: int,
     learning_rate: float,
     facts_per_step: int,
-    background_rows_per_step: int,
-    background_row_length: int,
+    background_per_step: int,
     locality_weight: float,
     seed: int,
 ) -> Trainer:
-    """Compose the training of a memory on facts, held to the base on background text.
-
-    Facts and background rows of a step are divided among the processes, so the global batch is
-    the same for any number of them that divides both.
-    """
-    ranks = parallelism.world_size
-    for name, rows in (("facts", facts_per_step), ("background rows", background_rows_per_step)):
-        if rows % ranks:
-            raise ValueError(
-                f"teacher: the {name} of a step must divide among the processes, got {rows} for "
-                f"world_size={ranks}; start another number of processes."
-            )
-    first = parallelism.rank == 0
-    on_gpu = parallelism.device.type == "cuda"
-    checkpoints = Checkpoints(model=adapter, folder=folder, every=200, keep=2)
-    return Trainer(
-        objective=Objective(
-            model=adapter,
-            terms=[
-                NextTokenLoss(name="facts", stream="facts", weight=1.0, chunk=2048),
-                LocalityLoss(
-                    name="locality", stream="background", weight=locality_weight, chunk=2048
-                ),
-            ],
-        ),
-        streams={
-            "facts": Batches(
-                rows=FactRows(facts=facts, tokenizer=tokenizer),
-                batch_size=facts_per_step // ranks,
-                seed=seed,
-                pad_token_id=padding_token(tokenizer),
-            ),
-            "background": Batches(
-                rows=TextRows(
-                    documents=background, tokenizer=tokenizer, length=background_row_length
-                ),
-                batch_size=background_rows_per_step // ranks,
-                seed=seed + 1,
-                pad_token_id=padding_token(tokenizer),
-            ),
-        },
-        groups=[
-            ParameterGroup(
-                name="bank",
-                modules=[adapter.banks],
-                without=[],
-                learning_rate=learning_rate,
-                weight_decay=0.0,
-            ),
-            ParameterGroup(
-                name="reading",
-                modules=[adapter.insertions],
-                without=[adapter.banks],
-                learning_rate=learning_rate,
-                weight_decay=0.0,
-            ),
+    """Compose the training of a memory on facts, held to the base on background rows."""
+    objective = Objective(
+        model=adapter,
+        terms=[
+            NextTokenLoss(name="facts", stream="facts", weight=1.0, chunk=2048),
+            LocalityLoss(name="locality", stream="background", weight=locality_weight, chunk=2048),
         ],
+    )
+    streams = {
+        "facts": Batches(
+            rows=FactRows(facts=facts, tokenizer=tokenizer),
+            batch_size=rows_per_process(facts_per_step, parallelism=parallelism),
+            seed=seed,
+            pad_token_id=padding_token(tokenizer),
+        ),
+        "background": Batches(
+            rows=background,
+            batch_size=rows_per_process(background_per_step, parallelism=parallelism),
+            seed=seed + 1,
+            pad_token_id=padding_token(tokenizer),
+        ),
+    }
+    evaluation = FactEvaluation(
+        model=adapter, tokenizer=tokenizer, facts=facts[:50], batch_size=50, every=200
+    )
+    loggers: list[Logger] = [
+        ProgressBar(title="teach", total_steps=steps),
+        JsonLines(path=folder / "metrics.jsonl"),
+    ]
+    return Trainer(
+        objective=objective,
+        streams=streams,
+        groups=memory_groups(adapter, learning_rate=learning_rate),
         optimizer=AdamW(betas=(0.9, 0.99), eps=1e-8),
         schedule=WarmupCosine(warmup_steps=20, total_steps=steps, floor=0.0),
-        precision=BFloat16Autocast() if on_gpu else FullPrecision(),
+        precision=BFloat16Autocast() if parallelism.device.type == "cuda" else FullPrecision(),
         parallelism=parallelism,
         steps=steps,
         accumulation=1,
         clip_norm=1.0,
-        evaluations=[
-            FactEvaluation(
-                model=adapter, tokenizer=tokenizer, facts=facts[:50], batch_size=50, every=200
-            )
-        ],
-        checkpoints=[checkpoints],
-        loggers=[
-            ProgressBar(title="teach", total_steps=steps),
-            JsonLines(path=folder / "metrics.jsonl"),
-        ]
-        if first
-        else [],
+        evaluations=[evaluation],
+        checkpoints=[Checkpoints(model=adapter, folder=folder, every=200, keep=2)],
+        loggers=loggers if parallelism.rank == 0 else [],
     )
 
 
@@ -152,7 +155,7 @@ def pretrained_lesson(
     """Load a base by hub id or folder and compose the teaching of 200 invented facts to it."""
     _, new_facts = invented_facts(seed=seed, num_old=0, num_new=200)
     background, held_out = manual(seed=seed)
-    base = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.bfloat16)
+    base: nn.Module = AutoModelForCausalLM.from_pretrained(base_name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(base_name)
     base.to(parallelism.device)
     adapter = memory(base)
@@ -160,14 +163,13 @@ def pretrained_lesson(
         adapter=adapter,
         tokenizer=tokenizer,
         facts=new_facts,
-        background=background,
+        background=background_rows(documents=background, keep=[], tokenizer=tokenizer, length=512),
         folder=folder / "checkpoints",
         parallelism=parallelism,
         steps=600,
         learning_rate=5e-4,
         facts_per_step=40,
-        background_rows_per_step=8,
-        background_row_length=512,
+        background_per_step=8,
         locality_weight=1.0,
         seed=seed,
     )

@@ -20,6 +20,7 @@ from memtx.train import (
     SingleProcess,
     Trainer,
     WarmupCosine,
+    rows_per_process,
 )
 
 VOCABULARY = 2048
@@ -95,7 +96,7 @@ def pretrain(
         streams={
             "text": Batches(
                 rows=rows,
-                batch_size=ROWS_PER_STEP // parallelism.world_size,
+                batch_size=rows_per_process(ROWS_PER_STEP, parallelism=parallelism),
                 seed=seed,
                 pad_token_id=tokenizer.pad_token_id,
             )

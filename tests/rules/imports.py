@@ -7,7 +7,7 @@ from tests.rules.source import Source, Table, unused
 
 # A unit is a package or file of src/memtx, or a top-level folder. Lowest row first.
 LAYERS = [
-    {"checks", "expression", "interfaces"},
+    {"checks", "expression", "interfaces", "modes"},
     {"ops", "initialize"},
     {"transformer", "memory", "tensor", "data"},
     {"blocks", "losses"},

@@ -13,6 +13,9 @@ ENTRY_POINTS: Table = {
         "position_ids",
         "labels",
     ],
+    "src/memtx/adapters/adapter.py:MemoryAdapter.gradient_checkpointing_enable": [
+        "gradient_checkpointing_kwargs"
+    ],
     "src/memtx/data/facts.py:read_facts": ["num_facts"],
     "src/memtx/spec/describe.py:build": ["base"],
 }

@@ -75,6 +75,7 @@ class MemoryAdapter(nn.Module):
         device = next(base.parameters()).device
         self.banks.to(device)
         self.insertions.to(device)
+        self.train(base.training)
         self._handles: list[RemovableHandle] = [
             handle
             for insertion in insertions
@@ -216,21 +217,25 @@ class MemoryAdapter(nn.Module):
         parts = nn.ModuleDict({"banks": self.banks, "insertions": self.insertions})
         return parts.named_parameters()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any]) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
         """Recompute the base's layers in the backward pass instead of keeping their activations.
 
         Args:
-            gradient_checkpointing_kwargs: passed to `torch.utils.checkpoint`; with
+            gradient_checkpointing_kwargs: passed to `torch.utils.checkpoint`; absent, the kind
+                without reentry is used; with
                 `{"use_reentrant": True}` the embeddings are made to require a gradient, without
                 which that kind drops the memory's.
         """
         model: Any = inner_model(self.base)
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         # transformers asks for the embeddings' gradient in any case, which costs a backward pass
         # below the lowest read, and forgets the hook of an earlier call, which then stays for ever.
         model.disable_input_require_grads()
-        self._switch_checkpointing("enable")(gradient_checkpointing_kwargs)
+        self._switch_checkpointing("enable")(options)
         model.disable_input_require_grads()
-        if gradient_checkpointing_kwargs.get("use_reentrant"):
+        if options["use_reentrant"]:
             model.enable_input_require_grads()
 
     def gradient_checkpointing_disable(self) -> None:

@@ -3,6 +3,7 @@
 from enum import Enum
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from memtx.checks import require
@@ -66,6 +67,14 @@ class Insertion(nn.Module):
             got={"site": site},
             remedy=f"use {' or '.join(str(known) for known in Site)}",
         )
+        strangers = [type(each).__name__ for each in sublayers if not isinstance(each, Branch)]
+        require(
+            ok=not strangers,
+            owner=self,
+            rule="sublayers must be Residual sub-layers",
+            got={"sublayers": strangers},
+            remedy="wrap each in Residual(norm=..., sublayer=...)",
+        )
         widths = [sublayer.dim for sublayer in sublayers]
         require(
             ok=len(set(widths)) == 1,
@@ -92,7 +101,9 @@ class Insertion(nn.Module):
         Args:
             stream: the residual stream at the site.
         """
-        own = stream.to(next(self.parameters()).dtype)
+        # Autocast chooses dtypes itself: a copy in float32 would only be read and written again.
+        mixed = torch.is_autocast_enabled(stream.device.type)
+        own = stream if mixed else stream.to(next(self.parameters()).dtype)
         added: Tensor | None = None
         for sublayer in self.sublayers:
             here = own if added is None else own + added

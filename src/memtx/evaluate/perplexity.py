@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from memtx.adapters import halves_of
-from memtx.checks import require
+from memtx.checks import require, require_positive
 from memtx.generate import padding_token
+from memtx.modes import evaluating
 from memtx.ops.linear_losses import chunked_cross_entropy
+
+# How many tokens' logits to hold at a time.
+LOGITS_HELD = 4096
 
 
 @final
@@ -56,8 +61,11 @@ def text_loss(
         batch_size: pieces per forward.
 
     Raises:
-        ValueError: if no document has two tokens.
+        ValueError: if no document has two tokens, or a size is out of range.
     """
+    require_positive(
+        owner="text_loss", sizes={"max_length - 1": max_length - 1, "batch_size": batch_size}
+    )
     pieces = [
         ids[start : start + max_length]
         for ids in (tokenizer(document)["input_ids"] for document in documents)
@@ -71,23 +79,26 @@ def text_loss(
         got={"documents": len(documents)},
         remedy="pass text to predict",
     )
-    was_training = model.training
-    model.eval()
     halves = halves_of(model)
     total, count = 0.0, 0
-    for start in range(0, len(pieces), batch_size):
-        chosen = pieces[start : start + batch_size]
-        longest = len(chosen[-1])
-        ids = torch.full((len(chosen), longest), padding_token(tokenizer))
-        mask = torch.zeros_like(ids)
-        for row, piece in enumerate(chosen):
-            ids[row, : len(piece)] = torch.tensor(piece)
-            mask[row, : len(piece)] = 1
-        ids, mask = ids.to(model.device), mask.to(model.device)
-        hidden = halves.hidden_states(input_ids=ids, attention_mask=mask)
-        real = mask[:, 1:].bool()
-        loss = chunked_cross_entropy(hidden[:, :-1][real], ids[:, 1:][real], halves.logits, 4096)
-        total += loss.item()
-        count += int(real.sum())
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(pieces), batch_size):
+            ids, mask = _padded(pieces[start : start + batch_size], fill=padding_token(tokenizer))
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            hidden = halves.hidden_states(input_ids=ids, attention_mask=mask)
+            real = mask[:, 1:].bool()
+            loss = chunked_cross_entropy(
+                hidden[:, :-1][real], ids[:, 1:][real], halves.logits, LOGITS_HELD
+            )
+            total += loss.item()
+            count += int(real.sum())
     return TextLoss(total=total, num_tokens=count)
+
+
+def _padded(pieces: list[list[int]], *, fill: int) -> tuple[Tensor, Tensor]:
+    ids = torch.full((len(pieces), max(map(len, pieces))), fill)
+    mask = torch.zeros_like(ids)
+    for row, piece in enumerate(pieces):
+        ids[row, : len(piece)] = torch.tensor(piece)
+        mask[row, : len(piece)] = 1
+    return ids, mask

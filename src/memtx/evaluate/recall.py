@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, final
 
+from memtx.checks import require
 from memtx.data import Fact, fact_tokens
 from memtx.generate import greedy, padding_token
 
@@ -37,7 +38,17 @@ def recall(*, model: Any, tokenizer: Any, facts: list[Fact], batch_size: int) ->
         tokenizer: its tokenizer.
         facts: the facts to ask.
         batch_size: prompts per call.
+
+    Raises:
+        ValueError: if there are no facts.
     """
+    require(
+        ok=bool(facts),
+        owner="recall",
+        rule="there must be at least one fact to ask",
+        got={"facts": len(facts)},
+        remedy="pass facts",
+    )
     pairs = [fact_tokens(tokenizer, fact) for fact in facts]
     answers = greedy(
         model=model,

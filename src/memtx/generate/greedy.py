@@ -3,6 +3,10 @@
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from memtx.checks import require_positive
+from memtx.modes import evaluating
 
 
 def padding_token(tokenizer: Any) -> int:
@@ -36,33 +40,41 @@ def greedy(
         batch_size: prompts per call.
         pad_token_id: fills masked places.
         eos_token_id: ends a continuation and is not part of it; None if there is none.
+
+    Raises:
+        ValueError: if a size is below 1.
     """
-    was_training = model.training
-    model.eval()
+    require_positive(
+        owner="greedy", sizes={"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    )
     answers: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        chosen = prompts[start : start + batch_size]
-        longest = max(map(len, chosen))
-        ids = torch.full((len(chosen), longest), pad_token_id)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(chosen):
-            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
-        out = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            # A pretrained model's own generation settings may bend the logits: these undo it.
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            pad_token_id=pad_token_id,
-            eos_token_id=eos_token_id,
-        )
-        answers += [_until(row, end=eos_token_id) for row in out[:, longest:].tolist()]
-    model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(prompts), batch_size):
+            ids, mask = _padded(prompts[start : start + batch_size], pad_token_id=pad_token_id)
+            out = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                # A pretrained model's own generation settings may bend the logits: these undo it.
+                repetition_penalty=1.0,
+                no_repeat_ngram_size=0,
+                pad_token_id=pad_token_id,
+                eos_token_id=eos_token_id,
+            )
+            answers += [_until(row, end=eos_token_id) for row in out[:, ids.shape[1] :].tolist()]
     return answers
+
+
+def _padded(prompts: list[list[int]], *, pad_token_id: int) -> tuple[Tensor, Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
 
 
 def _until(tokens: list[int], *, end: int | None) -> list[int]:

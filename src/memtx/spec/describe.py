@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from memtx.adapters import describe_base
+from memtx.adapters import MemoryAdapter, describe_base
 from memtx.checks import require
 from memtx.expression import arguments, is_component, shared_parts
 from memtx.spec.builder import Builder
@@ -21,7 +21,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             architecture and sizes, not by its weights.
 
     Raises:
-        ValueError: if `model` is not composed of memtx classes.
+        ValueError: if `model` or a part of it is not of a memtx class.
     """
     require(
         ok=is_component(model),
@@ -39,6 +39,13 @@ def describe(model: nn.Module) -> dict[str, Any]:
         if isinstance(value, Enum):
             return {"enum": type(value).__name__, "name": value.name}
         if isinstance(value, nn.Module) and not is_component(value):
+            require(
+                ok=isinstance(model, MemoryAdapter) and value is model.base,
+                owner="describe",
+                rule="every part must be of a memtx class, only an adapter's base may be another",
+                got={"part": type(value).__name__},
+                remedy="use memtx's own part, such as Linear for torch.nn.Linear",
+            )
             return {"base": describe_base(value)}
         if not is_component(value):
             return value

@@ -2,9 +2,9 @@
 
 from memtx.train.checkpoints import Checkpoints
 from memtx.train.groups import ParameterGroup
-from memtx.train.loggers import JsonLines, ProgressBar
+from memtx.train.loggers import JsonLines, Logger, ProgressBar
 from memtx.train.optimizer import AdamW, WarmupCosine
-from memtx.train.parallel import DataParallel, SingleProcess, launched
+from memtx.train.parallel import DataParallel, SingleProcess, launched, rows_per_process
 from memtx.train.precision import BFloat16Autocast, FullPrecision
 from memtx.train.terms import LocalityLoss, NextTokenLoss, Objective
 from memtx.train.trainer import Trainer
@@ -17,6 +17,7 @@ __all__ = [
     "FullPrecision",
     "JsonLines",
     "LocalityLoss",
+    "Logger",
     "NextTokenLoss",
     "Objective",
     "ParameterGroup",
@@ -25,4 +26,5 @@ __all__ = [
     "Trainer",
     "WarmupCosine",
     "launched",
+    "rows_per_process",
 ]

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from memtx.checks import require
+
 
 @runtime_checkable
 class Parallelism(Protocol):
@@ -142,3 +144,23 @@ def launched() -> Iterator[SingleProcess | DataParallel]:
         yield DataParallel(device=device)
     finally:
         dist.destroy_process_group()
+
+
+def rows_per_process(rows: int, *, parallelism: Parallelism) -> int:
+    """Give one process's share of a step's rows, so that any number of them takes equal steps.
+
+    Args:
+        rows: rows of the whole step.
+        parallelism: the processes.
+
+    Raises:
+        ValueError: if the rows do not divide among the processes.
+    """
+    require(
+        ok=rows % parallelism.world_size == 0,
+        owner="rows_per_process",
+        rule="the rows of a step must divide among the processes",
+        got={"rows": rows, "world_size": parallelism.world_size},
+        remedy="start another number of processes, or change the rows of a step",
+    )
+    return rows // parallelism.world_size

@@ -11,6 +11,7 @@ from memtx.adapters import MemoryAdapter, halves_of
 from memtx.checks import require
 from memtx.data.batches import Batch
 from memtx.data.facts import IGNORED
+from memtx.modes import evaluating
 from memtx.ops.linear_losses import chunked_cross_entropy, chunked_kl_divergence
 
 
@@ -156,7 +157,8 @@ class LocalityLoss:
         """
         halves = model.halves()
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        with torch.no_grad(), model.disabled():
+        # Without dropout: noise in the teacher would be taught as a difference.
+        with torch.no_grad(), model.disabled(), evaluating(model):
             teacher = halves.hidden_states(input_ids=ids, attention_mask=mask)
         hidden = halves.hidden_states(input_ids=ids, attention_mask=mask)
         real = mask.bool()

@@ -111,12 +111,13 @@ class Trainer:
             FloatingPointError: if loss or gradient stop being finite; the parameters are those
                 of the step before and the last checkpoint stays.
         """
-        wrapped = self.parallelism.wrap(self.objective)
-        check_partition(model=self.objective, groups=self.groups)
-        optimizer = self.optimizer.make(self.groups)
-        self.objective.train()
         records: list[Record] = []
+        was_training = self.objective.model.training
         try:
+            wrapped = self.parallelism.wrap(self.objective)
+            check_partition(model=self.objective, groups=self.groups)
+            optimizer = self.optimizer.make(self.groups)
+            self.objective.train()
             for step in range(1, self.steps + 1):
                 record = self._step(step, wrapped=wrapped, optimizer=optimizer)
                 for evaluation in self.evaluations:
@@ -125,6 +126,7 @@ class Trainer:
                 records.append(record)
                 self._report(step, record=record)
         finally:
+            self.objective.train(was_training)
             for logger in self.loggers:
                 logger.close()
         return records

@@ -6,6 +6,7 @@ The folder is one that `train_qwen_adapter.py` left.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -52,10 +53,10 @@ def print_table(record: dict[str, Any], off: dict[str, Any], on: dict[str, Any])
         return f"{result.num_recalled} of {result.num_facts}"
 
     print(f"\n{'':<36}{'memory off':>16}{'memory on':>16}")
-    print(f"{'new facts recalled exactly':<36}{count(off['new_facts']):>16}", end="")
+    print(f"{'new facts recalled (exact, greedy)':<36}{count(off['new_facts']):>16}", end="")
     print(f"{count(on['new_facts']):>16}")
     if "old_facts" in off:
-        print(f"{'old facts recalled exactly':<36}{count(off['old_facts']):>16}", end="")
+        print(f"{'old facts (not shown in teaching)':<36}{count(off['old_facts']):>16}", end="")
         print(f"{count(on['old_facts']):>16}")
     rise = 100 * (on["loss"] / off["loss"] - 1)
     print(f"{'loss on held-out old text (nats)':<36}{off['loss']:>16.4f}{on['loss']:>16.4f}")
@@ -79,12 +80,13 @@ def print_sizes(record: dict[str, Any], adapter: MemoryAdapter, seconds: float) 
 
 def print_questions(record: dict[str, Any], off: Recall, on: Recall) -> None:
     """Print a few questions with both answers."""
-    print(f"\n{'question':<42}{'memory off':<20}{'memory on':<16}")
+    print(f"\n{'question':<46}{'memory off':<20}{'memory on':<16}")
     for number, fact in enumerate(facts_of(record, "new_facts")[:SHOWN]):
         said = " ".join(off.answers[number].split())
-        print(f"{fact.prompt[:40]:<42}{said[:18]:<20}{on.answers[number]:<16}")
+        print(f"{fact.prompt[:44]:<46}{said[:18]:<20}{on.answers[number]:<16}")
     example = facts_of(record, "new_facts")[SHOWN].prompt
-    command = f"{Path(sys.executable).name} examples/generate.py {record['base']}"
+    python = os.path.relpath(sys.executable)
+    command = f"{python} examples/generate.py {record['base']}"
     print(f'\nAsk more:\n  {command} {record["memory"]} "{example}"')
 
 

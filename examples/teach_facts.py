@@ -10,6 +10,7 @@ between single line breaks; paragraphs of one document are set apart by blank li
 """
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("background", metavar="BACKGROUND", help="text file to stay true to")
     parser.add_argument(
         "--facts", dest="num_facts", type=int, metavar="N", help="teach the first N (all if absent)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, metavar="N", help=f"optimizer steps ({STEPS} if absent)"
     )
     parser.add_argument(
         "--output", default=OUTPUT, metavar="FOLDER", help=f"where to save ({OUTPUT} if absent)"
@@ -128,7 +132,7 @@ def teach(options: argparse.Namespace, parallelism: SingleProcess | DataParallel
         ),
         folder=folder / "checkpoints",
         parallelism=parallelism,
-        steps=STEPS,
+        steps=options.steps,
         learning_rate=LEARNING_RATE,
         facts_per_step=FACTS_PER_STEP,
         background_per_step=BACKGROUND_PER_STEP,
@@ -146,7 +150,8 @@ def teach(options: argparse.Namespace, parallelism: SingleProcess | DataParallel
     on = measure(adapter, tokenizer, facts=facts, held_out=held_out)
     report(before=before, off=off, on=on, held_out=HELD_OUT_DOCUMENTS)
     print(f"saved {folder / 'memory'} after {time.perf_counter() - started:.0f} s; ask it with")
-    print(f'  python examples/generate.py {options.base} {folder / "memory"} "{facts[0].prompt}"')
+    python = os.path.relpath(sys.executable)
+    print(f'  {python} examples/generate.py {options.base} {folder / "memory"} "{facts[0].prompt}"')
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ class TextRows:
         >>> from memtx.data import TextRows
         >>> class Letters:
         ...     eos_token_id = 0
-        ...     def __call__(self, text: str) -> dict[str, list[int]]:
+        ...     def __call__(self, text: str, verbose: bool) -> dict[str, list[int]]:
         ...         return {"input_ids": [ord(letter) for letter in text]}
         >>> TextRows(documents=["ab", "c"], tokenizer=Letters(), length=2)[1]
         {'input_ids': [0, 99], 'labels': [0, 99]}
@@ -63,7 +63,7 @@ class TextRows:
         end = tokenizer.eos_token_id
         stream: list[int] = []
         for document in documents:
-            ids = tokenizer(document)["input_ids"]
+            ids = tokenizer(document, verbose=False)["input_ids"]
             stream += ids if end is None or ids[-1:] == [end] else [*ids, end]
         self._rows = [
             stream[start : start + length] for start in range(0, len(stream) - length + 1, length)

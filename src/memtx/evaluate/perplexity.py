@@ -68,7 +68,7 @@ def text_loss(
     )
     pieces = [
         ids[start : start + max_length]
-        for ids in (tokenizer(document)["input_ids"] for document in documents)
+        for ids in (tokenizer(text, verbose=False)["input_ids"] for text in documents)
         for start in range(0, len(ids), max_length)
     ]
     pieces = sorted((piece for piece in pieces if len(piece) > 1), key=len)

@@ -1,9 +1,10 @@
 """One process or several, as instances with one face."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from memtx.checks import require
+
+# Newer versions of torch renamed the option; nothing here has buffers that change.
+_SYNC_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
 
 
 @runtime_checkable
@@ -101,9 +109,8 @@ class DataParallel:
         Args:
             module: the module.
         """
-        return DistributedDataParallel(
-            module.to(self.device), broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        options: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+        return DistributedDataParallel(module.to(self.device), **options)
 
     def all_sum(self, tensor: Tensor) -> Tensor:
         """Give the sum of a tensor over all processes.

@@ -110,7 +110,8 @@ def decoder_layers(base: nn.Module) -> nn.ModuleList:
         base: a Hugging Face causal language model, or a PEFT model of one.
     """
     layers: Any = inner_model(base).get_submodule(family_of(base).layers)
-    return layers
+    found: nn.ModuleList = layers
+    return found
 
 
 def describe_base(base: nn.Module) -> dict[str, object]:

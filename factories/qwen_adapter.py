@@ -160,7 +160,7 @@ def tiny(*, folder: Path, seed: int, parallelism: SingleProcess | DataParallel) 
         ),
         folder=folder / "checkpoints",
         parallelism=parallelism,
-        steps=400,
+        steps=500,
         learning_rate=4e-3,
         facts_per_step=40,
         background_per_step=16,

@@ -67,6 +67,8 @@ def tiny_qwen(*, end_token: int) -> Qwen2ForCausalLM:
             num_key_value_heads=2,
             max_position_embeddings=512,
             tie_word_embeddings=True,
+            # Qwen2's own 0.02 suits its width: at width 128 a start that small learns half as fast.
+            initializer_range=0.08,
             bos_token_id=None,
             eos_token_id=end_token,
             # A padding token would start as a zero vector, and be the end token at that: the
@@ -103,7 +105,7 @@ def pretrain(
         },
         groups=[
             ParameterGroup(
-                name="base", modules=[model], without=[], learning_rate=1.5e-3, weight_decay=0.1
+                name="base", modules=[model], without=[], learning_rate=4e-3, weight_decay=0.1
             )
         ],
         optimizer=AdamW(betas=(0.9, 0.95), eps=1e-8),

@@ -160,11 +160,11 @@ def tiny(*, folder: Path, seed: int, parallelism: SingleProcess | DataParallel) 
         ),
         folder=folder / "checkpoints",
         parallelism=parallelism,
-        steps=500,
+        steps=550,
         learning_rate=4e-3,
         facts_per_step=40,
         background_per_step=16,
-        locality_weight=6.0,
+        locality_weight=4.0,
         seed=seed,
     )
     return Lesson(

@@ -24,5 +24,5 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
-	$(PIP) -e '.[lora,test,lint]'
+	$(PIP) -e '.[lora,quantize,test,lint]'
 	touch $@

@@ -37,13 +37,13 @@ def main() -> None:
     """Answer the questions of the command line, or of standard input."""
     if len(sys.argv) < 3:
         sys.exit("generate: takes BASE and MEMORY, and then questions.")
-    base: nn.Module = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
-    base.to(DEVICE)
-    tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
     try:
-        adapter = load_adapter(sys.argv[2], base=base)
+        base: nn.Module = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+        adapter = load_adapter(sys.argv[2], base=base.to(DEVICE))
     except (OSError, ValueError) as error:
-        sys.exit(str(error))
+        # transformers tells in several lines, and not always of which model.
+        sys.exit(f"generate {sys.argv[1]} {sys.argv[2]}: {' '.join(str(error).split())}")
     for line in sys.argv[3:] or sys.stdin:
         question = line.strip()
         if not question:

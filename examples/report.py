@@ -85,7 +85,8 @@ def print_questions(record: dict[str, Any], off: Recall, on: Recall) -> None:
         said = " ".join(off.answers[number].split())
         print(f"{fact.prompt[:44]:<46}{said[:18]:<20}{on.answers[number]:<16}")
     example = facts_of(record, "new_facts")[SHOWN].prompt
-    python = os.path.relpath(sys.executable)
+    relative = os.path.relpath(sys.executable)
+    python = sys.executable if relative.startswith("..") else relative
     command = f"{python} examples/generate.py {record['base']}"
     print(f'\nAsk more:\n  {command} {record["memory"]} "{example}"')
 

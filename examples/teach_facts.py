@@ -11,6 +11,7 @@ between single line breaks; paragraphs of one document are set apart by blank li
 
 import argparse
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -69,6 +70,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def load_base(name: str) -> tuple[nn.Module, Any]:
+    """Load model and tokenizer; transformers tells in several lines, without the name, why not."""
+    try:
+        base: nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        return base, AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"teach_facts: BASE must be a model folder or hub id, got base={name!r} ({reason}); "
+            f"check it."
+        ) from error
+
+
 def measure(
     model: Any, tokenizer: Any, *, facts: list[Fact], held_out: list[str]
 ) -> tuple[Recall, TextLoss]:
@@ -116,9 +130,8 @@ def teach(options: argparse.Namespace, parallelism: SingleProcess | DataParallel
             f"documents={len(documents)}; pass more text or another --separator."
         )
     training, held_out = documents[:-HELD_OUT_DOCUMENTS], documents[-HELD_OUT_DOCUMENTS:]
-    base: nn.Module = AutoModelForCausalLM.from_pretrained(options.base, dtype="auto")
+    base, tokenizer = load_base(options.base)
     base.to(parallelism.device)
-    tokenizer = AutoTokenizer.from_pretrained(options.base)
     first = parallelism.rank == 0
     before = measure(base, tokenizer, facts=facts, held_out=held_out) if first else None
     adapter: MemoryAdapter = memory_sized_by(base)
@@ -150,7 +163,8 @@ def teach(options: argparse.Namespace, parallelism: SingleProcess | DataParallel
     on = measure(adapter, tokenizer, facts=facts, held_out=held_out)
     report(before=before, off=off, on=on, held_out=HELD_OUT_DOCUMENTS)
     print(f"saved {folder / 'memory'} after {time.perf_counter() - started:.0f} s; ask it with")
-    python = os.path.relpath(sys.executable)
+    relative = os.path.relpath(sys.executable)
+    python = sys.executable if relative.startswith("..") else relative
     print(f'  {python} examples/generate.py {options.base} {folder / "memory"} "{facts[0].prompt}"')
 
 
@@ -160,7 +174,7 @@ def main() -> None:
     with launched() as parallelism:
         try:
             teach(options, parallelism)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, FloatingPointError, re.error) as error:
             sys.exit(str(error))
 
 

@@ -132,7 +132,7 @@ def teacher(
         streams=streams,
         groups=memory_groups(adapter, learning_rate=learning_rate),
         optimizer=AdamW(betas=(0.9, 0.99), eps=1e-8),
-        schedule=WarmupCosine(warmup_steps=20, total_steps=steps, floor=0.0),
+        schedule=WarmupCosine(warmup_steps=min(20, steps // 10), total_steps=steps, floor=0.0),
         precision=BFloat16Autocast() if parallelism.device.type == "cuda" else FullPrecision(),
         parallelism=parallelism,
         steps=steps,

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from memtx import (
+    FactorizedMemoryBank,
     Insertion,
     Linear,
     LowRankLinear,
     MemoryCrossAttention,
     Normal,
+    QuantizedMemoryBank,
+    ReducedDimMemoryBank,
     Residual,
     RMSNorm,
     Site,
@@ -55,6 +58,10 @@ CONTRACTS = [
     line(RMSNorm, lambda: {"dim": 8, "eps": 1e-5}, STREAM, STREAM, Sublayer),
     line(SwiGLU, lambda: {"gate_proj": linear(8, 12), "up_proj": linear(8, 12), "down_proj": linear(12, 8)}, STREAM, STREAM, Sublayer),  # noqa: E501
     line(StandardMemoryBank, lambda: {"num_memory_tokens": 7, "dim": 4, "init": Normal(std=1.0)}, None, (7, 4), MemoryBank),  # noqa: E501
+    line(FactorizedMemoryBank, lambda: {"num_memory_tokens": 7, "dim": 4, "rank": 2, "init": Normal(std=1.0)}, None, (7, 4), MemoryBank),  # noqa: E501
+    line(ReducedDimMemoryBank, lambda: {"num_memory_tokens": 7, "rank": 2, "init": Normal(std=1.0)}, None, (7, 2), MemoryBank),  # noqa: E501
+    line(QuantizedMemoryBank, lambda: {"num_memory_tokens": 7, "dim": 40, "bits": 8, "block_size": 64}, None, (7, 40), MemoryBank),  # noqa: E501
+    line(QuantizedMemoryBank, lambda: {"num_memory_tokens": 7, "dim": 40, "bits": 4, "block_size": 128}, None, (7, 40), MemoryBank),  # noqa: E501
     line(MemoryCrossAttention, lambda: read_arguments(8), STREAM, STREAM, Sublayer),
     line(Residual, lambda: {"norm": RMSNorm(dim=8, eps=1e-5), "sublayer": mlp(8)}, STREAM, STREAM, Branch),  # noqa: E501
     line(Residual, lambda: {"norm": RMSNorm(dim=8, eps=1e-5), "sublayer": reader(bank_of(7, 8), 8)}, STREAM, STREAM, Branch),  # noqa: E501

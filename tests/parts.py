@@ -70,6 +70,16 @@ def randomize(parameters):
         parameter.normal_(0.0, 0.3)
 
 
+@torch.no_grad()
+def randomize_buffers(part: nn.Module):
+    """The same for what a part holds beside its parameters: codes and their scales."""
+    for buffer in part.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+        else:
+            buffer.random_(0, 256)
+
+
 def random_like(part: nn.Module):
     """The same part with random parameters."""
     randomize(part.parameters())

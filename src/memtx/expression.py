@@ -156,7 +156,8 @@ def tree(value: object, *, names: dict[int, str], defined: set[int], outside: st
         value: what to write.
         names: the names of shared parts, by `id`.
         defined: the shared parts that were written already and are now only named.
-        outside: the name to write for a model that is not memtx's own; None writes its class.
+        outside: the name to write for a model that is not memtx's own; given rows then stand as
+            zeros of their shape. None writes what stands there in angle brackets.
     """
 
     def piece(item: object) -> Node:
@@ -168,7 +169,9 @@ def tree(value: object, *, names: dict[int, str], defined: set[int], outside: st
     if isinstance(value, Enum):
         return _leaf(f"{type(value).__name__}.{value.name}")
     if isinstance(value, Tensor):
-        return _leaf(f"<tensor of shape {list(value.shape)}>")
+        shape = list(value.shape)
+        zeros = f"torch.zeros({', '.join(map(str, shape))})"
+        return _leaf(f"<tensor of shape {shape}>" if outside is None else zeros)
     if isinstance(value, nn.Module) and not is_component(value):
         return _leaf(outside or f"<{type(value).__name__}>")
     if not is_component(value):

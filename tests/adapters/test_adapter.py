@@ -216,3 +216,35 @@ def test_logits_do_not_see_the_future():
     adapter, ids = working_adapter(llama(), Site.AFTER_ATTENTION), token_ids(2, 6)
     whole = logits(adapter, ids)
     torch.testing.assert_close(logits(adapter, ids[:, :4]), whole[:, :4], rtol=1e-4, atol=1e-4)
+
+
+def test_the_base_stays_frozen_until_the_last_adapter_is_removed():
+    base = llama()
+    before = state_of(base)
+    first, second = (fresh_adapter(base, Site.AFTER_MLP) for _ in range(2))
+    first.remove()
+    assert not any(parameter.requires_grad for parameter in base.parameters())
+    second.remove()
+    expect_same(state_of(base), before)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_remove_switches_checkpointing_off(use_reentrant):
+    base = llama()
+    before = state_of(base)
+    adapter = fresh_adapter(base, Site.AFTER_MLP)
+    adapter.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert base.model.layers[0].gradient_checkpointing
+    adapter.remove()
+    assert not base.model.layers[0].gradient_checkpointing
+    after = state_of(base)
+    # What transformers notes down of a switched-off checkpointing stays; nothing that acts does.
+    assert (after.hooks, after.flags, after.modules) == (before.hooks, before.flags, before.modules)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_new_adapter_takes_the_mode_of_its_base(training):
+    base = llama().train(training)
+    bank = bank_of(7, HIDDEN)
+    adapter = MemoryAdapter(base=base, banks=[bank], insertions=insertions_at(Site.AFTER_MLP, bank))
+    assert {module.training for module in adapter.modules()} == {training}

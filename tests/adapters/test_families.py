@@ -31,7 +31,7 @@ def test_base_is_recorded_by_architecture_and_sizes(architecture):
     recorded = describe_base(tiny_base(architecture))
     assert recorded["architecture"] == architecture.__name__
     assert recorded["sizes"].items() <= SIZES.items()
-    assert len(recorded["sizes"]) == 6
+    assert len(recorded["sizes"].keys() - {"head_dim"}) == 6  # Qwen2 does not name its own
     assert recorded["name"] == ""
 
 

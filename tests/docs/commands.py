@@ -7,14 +7,20 @@ the documentation that no key matches fails, and so does a key that no command m
 COMMANDS: dict[str, str] = {
     # The tests themselves; that the targets make their environment only a fresh clone shows.
     r"make test": "tests/rules/test_repository.py",
-    # What the whole demo does takes minutes: its parts are tested, and both ways of starting it.
-    r"(MEMTX_SEED=1 )?make demo": "tests/train/test_trainer.py",
-    r"torchrun --nproc_per_node=\d examples/train_qwen_adapter\.py.*": (
-        "tests/train/test_distributed.py"
+    # The whole demo takes minutes: its script runs on a lesson of seconds, with both seeds.
+    r"(MEMTX_SEED=1 )?make demo": "tests/examples/test_train_qwen_adapter.py",
+    r"torchrun --nproc_per_node=\d examples/train_qwen_adapter\.py": (
+        "tests/examples/test_train_qwen_adapter.py"
     ),
-    r"python examples/teach_facts\.py BASE FACTS BACKGROUND .*": "tests/evaluate/test_recall.py",
+    # On a base as deep and wide as the real one, from a folder of its name on the hub.
+    r"torchrun --nproc_per_node=\d examples/train_qwen_adapter\.py factories\.qwen_adapter:.*": (
+        "tests/factories/test_pretrained.py"
+    ),
+    r"python examples/teach_facts\.py BASE FACTS BACKGROUND .*": (
+        "tests/examples/test_teach_facts.py"
+    ),
     r'python examples/generate\.py runs/tiny/base runs/tiny/memory ".*"': (
-        "tests/generate/test_greedy.py"
+        "tests/examples/test_train_qwen_adapter.py"
     ),
     r"pip install \.": "tests/packaging/test_wheel.py",
     r"memtx factories (list|copy qwen_adapter my_factories)": "tests/test_cli.py",

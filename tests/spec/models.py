@@ -2,7 +2,22 @@
 
 import json
 
-from memtx import Insertion, MemoryAdapter, MemoryCrossAttention, Residual, RMSNorm, Site
+import torch
+
+from memtx import (
+    FactorizedMemoryBank,
+    FromRows,
+    Insertion,
+    MemoryAdapter,
+    MemoryCrossAttention,
+    Normal,
+    QuantizedMemoryBank,
+    ReducedDimMemoryBank,
+    Residual,
+    RMSNorm,
+    Site,
+    StandardMemoryBank,
+)
 from tests.adapters.bases import HIDDEN, fresh_adapter, llama
 from tests.parts import bank_of, linear, randomize, read_arguments, recall, think, zero_linear
 
@@ -44,3 +59,52 @@ def intricate_adapter():
 def as_json(value):
     """The value as it comes back from a file."""
     return json.loads(json.dumps(value))
+
+
+def bank_from_rows(num_memory_tokens, dim):
+    rows = torch.randn(num_memory_tokens, dim)
+    return StandardMemoryBank(
+        num_memory_tokens=num_memory_tokens, dim=dim, init=FromRows(tensor=rows)
+    )
+
+
+def quantized_bank(bits):
+    return QuantizedMemoryBank.from_bank(bank=bank_of(7, 24), bits=bits, block_size=64)
+
+
+BANKS = {
+    "standard from rows": lambda: bank_from_rows(7, 16),
+    "factorized": lambda: FactorizedMemoryBank(
+        num_memory_tokens=7, dim=16, rank=3, init=Normal(std=1.0)
+    ),
+    "factorized from rows": lambda: FactorizedMemoryBank(
+        num_memory_tokens=7, dim=16, rank=3, init=FromRows(tensor=torch.randn(7, 3))
+    ),
+    "reduced": lambda: ReducedDimMemoryBank(num_memory_tokens=7, rank=8, init=Normal(std=1.0)),
+    "quantized to 8 bits": lambda: quantized_bank(8),
+    "quantized to 4 bits": lambda: quantized_bank(4),
+}
+
+
+def adapter_reading(bank):
+    """The bank, of any width that 4 divides, read in its own width from two layers."""
+
+    def insertion(layer, site):
+        read = MemoryCrossAttention(
+            bank=bank,
+            q_proj=linear(HIDDEN, bank.dim),
+            k_proj=linear(bank.dim, bank.dim // 2),
+            v_proj=linear(bank.dim, bank.dim // 2),
+            o_proj=linear(bank.dim, HIDDEN),
+            num_heads=4,
+            num_kv_heads=2,
+            dropout=0.0,
+        )
+        residual = Residual(norm=RMSNorm(dim=HIDDEN, eps=1e-6), sublayer=read)
+        return Insertion(layer=layer, site=site, sublayers=[residual])
+
+    return MemoryAdapter(
+        base=llama(),
+        banks=[bank],
+        insertions=[insertion(0, Site.AFTER_ATTENTION), insertion(2, Site.AFTER_MLP)],
+    ).eval()

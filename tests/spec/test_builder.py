@@ -41,6 +41,10 @@ def drop(place, key):
     return edit
 
 
+def rows(shape):
+    return {"class": "FromRows", "arguments": {"tensor": {"rows": shape}}}
+
+
 def whole(spec):
     return spec
 
@@ -56,8 +60,9 @@ def insertion(spec):
 WRONG = {
     "unknown class": (
         put(lambda spec: spec["shared"]["bank_1"], "class", "os.system"),
-        "at shared.bank_1: class must be one of Insertion, Linear, LowRankLinear, MemoryAdapter, "
-        "MemoryCrossAttention, Normal, RMSNorm, Residual, StandardMemoryBank, SwiGLU, Zeros, "
+        "at shared.bank_1: class must be one of FactorizedMemoryBank, FromRows, Insertion, Linear, "
+        "LowRankLinear, MemoryAdapter, MemoryCrossAttention, Normal, QuantizedMemoryBank, RMSNorm, "
+        "ReducedDimMemoryBank, Residual, StandardMemoryBank, SwiGLU, Zeros, "
         "got value='os.system';",
     ),
     "class that is no text": (
@@ -143,7 +148,7 @@ WRONG = {
     "unknown keys below": (
         put(lambda spec: spec["shared"]["bank_1"], "comment", "hello"),
         "at shared.bank_1: a node has 'class' and 'arguments', 'shared', 'enum' and 'name', "
-        "or 'base', got value=['arguments', 'class', 'comment'];",
+        "'rows', or 'base', got value=['arguments', 'class', 'comment'];",
     ),
     "root that is a number": (
         put(whole, "model", 3),
@@ -164,6 +169,22 @@ WRONG = {
     "missing format": (drop(whole, "format"), "a spec must be a dict of format 1 with"),
     "unknown key of the spec": (put(whole, "author", "me"), "a spec must be a dict of format 1"),
     "shared that is a list": (put(whole, "shared", []), "a spec must be a dict of format 1"),
+    "rows without a width": (
+        put(bank_arguments, "init", rows([7])),
+        "at shared.bank_1.init.tensor: 'rows' must be a list of the number of rows and their "
+        "width, got value=[7];",
+    ),
+    "rows of no width": (put(bank_arguments, "init", rows([7, 0])), "width, got value=[7, 0];"),
+    "rows of true width": (put(bank_arguments, "init", rows([7, True])), "got value=[7, True];"),
+    "rows that are a number": (put(bank_arguments, "init", rows(7)), "width, got value=7;"),
+    "rows for a size": (
+        put(bank_arguments, "dim", {"rows": [1, 1]}),
+        "at shared.bank_1.dim: must be int, got value=tensor([[0.]]);",
+    ),
+    "number for rows": (
+        put(bank_arguments, "init", {"class": "FromRows", "arguments": {"tensor": 3}}),
+        "at shared.bank_1.init.tensor: must be Tensor, got value=3;",
+    ),
     "base of another architecture": (
         put(recorded_base, "architecture", "Qwen3ForCausalLM"),
         "the base's architecture must be 'Qwen3ForCausalLM', as the spec records, "
@@ -218,6 +239,17 @@ def test_values_are_checked_by_the_parts_too():
     spec = copy.deepcopy(SPEC)
     bank_arguments(spec)["num_memory_tokens"] = 0
     with pytest.raises(ValueError, match=r"^StandardMemoryBank: .* got num_memory_tokens=0;"):
+        build(spec, llama())
+
+
+def test_rows_of_another_shape_are_refused():
+    spec = copy.deepcopy(SPEC)
+    bank_arguments(spec)["init"] = rows([8, 32])
+    text = (
+        "FromRows: the rows must have the shape of the parameter they fill, "
+        "got rows=(8, 32), parameter=(7, 32);"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
         build(spec, llama())
 
 

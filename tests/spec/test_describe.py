@@ -17,7 +17,7 @@ from tests.adapters.bases import (
     token_ids,
 )
 from tests.parts import bank_of, randomize, reader, recall
-from tests.spec.models import as_json, intricate_adapter
+from tests.spec.models import BANKS, adapter_reading, as_json, bank_from_rows, intricate_adapter
 
 
 @each_architecture
@@ -75,6 +75,29 @@ def test_what_is_shared_stays_shared():
     assert readers[0].k_proj is not readers[1].k_proj
     assert first.sublayers[1] is third.sublayers[1]
     assert second.sublayers[0] is not fourth.sublayers[0]
+
+
+def test_given_rows_are_recorded_by_their_shape():
+    bank = bank_from_rows(7, 8)
+    spec = as_json(describe(bank))
+    assert spec["model"]["arguments"]["init"] == {
+        "class": "FromRows",
+        "arguments": {"tensor": {"rows": [7, 8]}},
+    }
+    again = build(spec)
+    assert describe(again) == spec
+    assert repr(again) == repr(bank)
+    assert again().abs().max() == 0.0
+    assert again.init.tensor.untyped_storage().nbytes() == 4  # they take no memory
+
+
+@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
+def test_adapter_of_any_bank_is_built_again(bank):
+    adapter = adapter_reading(bank())
+    again = build(as_json(describe(adapter)), llama())
+    assert describe(again) == describe(adapter)
+    assert repr(again) == repr(adapter)
+    assert all(each.sublayers[0].sublayer.bank is again.banks[0] for each in again.insertions)
 
 
 def test_describing_changes_nothing():

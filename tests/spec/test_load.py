@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM
 from memtx import build, describe, load_adapter, save
 from tests.adapters.bases import SIZES, expect_same, llama, state_of, tiny_base
 from tests.parts import think
-from tests.spec.models import adapter_on
+from tests.spec.models import adapter_on, adapter_reading, bank_from_rows, quantized_bank
 
 HUGE = 10**12
 RULE = "load_adapter: memory.safetensors must hold exactly the tensors of the spec, "
@@ -246,3 +246,70 @@ def test_edited_spec(memory, edit, text):
 def test_built_spec_of_a_loaded_memory_is_the_saved_one(memory):
     header = json.loads((memory / "memory.json").read_text(encoding="utf-8"))
     assert describe(build(header["spec"], llama())) == header["spec"]
+
+
+CODES, SCALES = "banks.0.codes", "banks.0.scales"
+
+QUANTIZED_EDITS = {
+    "codes deleted": (lambda tensors: tensors.pop(CODES), f"got missing=['{CODES}'];"),
+    "codes as floats": (
+        lambda tensors: tensors.update({CODES: tensors[CODES].float()}),
+        f"got of_another_dtype={{'{CODES}': {{'spec': 'torch.uint8', 'file': 'torch.float32'}}}};",
+    ),
+    "codes with a sign": (
+        lambda tensors: tensors.update({CODES: tensors[CODES].view(torch.int8)}),
+        f"got of_another_dtype={{'{CODES}': {{'spec': 'torch.uint8', 'file': 'torch.int8'}}}};",
+    ),
+    "scales as integers": (
+        lambda tensors: tensors.update({SCALES: tensors[SCALES].to(torch.int64)}),
+        f"got not_floating=['{SCALES}'];",
+    ),
+    "codes of 4 bits": (
+        lambda tensors: tensors.update({CODES: tensors[CODES][:, :32].contiguous()}),
+        f"got mismatched={{'{CODES}': {{'spec': (3, 64), 'file': (3, 32)}}}};",
+    ),
+    "tokens in place of codes": (
+        lambda tensors: tensors.update({"banks.0.tokens": torch.ones(7, 24)}),
+        "got unexpected=['banks.0.tokens'];",
+    ),
+}
+
+
+@pytest.mark.parametrize(("edit", "text"), QUANTIZED_EDITS.values(), ids=QUANTIZED_EDITS)
+def test_edited_tensors_of_a_quantized_bank(tmp_path, edit, text):
+    save(adapter_reading(quantized_bank(8)), tmp_path / "memory")
+    rewrite_tensors(tmp_path / "memory", edit)
+    expect_refused(tmp_path / "memory", llama(), f"^{re.escape(RULE + text)}", ValueError)
+
+
+@pytest.mark.parametrize(
+    ("shape", "text"),
+    [
+        ([8, 16], "FromRows: the rows must have the shape of the parameter they fill, "),
+        ([HUGE, 16], "FromRows: the rows must have the shape of the parameter they fill, "),
+        ([2**62, 2**62], "load_adapter: the spec must describe tensors that can be, got "),
+    ],
+)
+def test_edited_rows(tmp_path, shape, text):
+    save(adapter_reading(bank_from_rows(7, 16)), tmp_path / "memory")
+
+    def edit(header):
+        init = header["spec"]["shared"]["bank"]["arguments"]["init"]
+        init["arguments"]["tensor"]["rows"] = shape
+
+    edit_header(tmp_path / "memory", edit)
+    expect_refused(tmp_path / "memory", llama(), f"^{re.escape(text)}", ValueError)
+
+
+def test_a_spec_whose_base_is_another_part_is_refused(memory):
+    def exchange(header):
+        spec = header["spec"]
+        spec["model"]["arguments"]["base"] = {"class": "Zeros", "arguments": {}}
+
+    edit_header(memory, exchange)
+    expect_refused(memory, llama(), "must be Module|must record the adapter's base", ValueError)
+
+
+def test_heads_of_another_width_are_another_base(memory):
+    narrow = LlamaForCausalLM(LlamaConfig(**{**SIZES, "head_dim": 4}))
+    expect_refused(memory, narrow, r"the base's sizes must be .*'head_dim': 8", ValueError)

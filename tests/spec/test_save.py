@@ -22,7 +22,7 @@ from tests.adapters.bases import (
     token_ids,
 )
 from tests.parts import randomize
-from tests.spec.models import adapter_on, intricate_adapter
+from tests.spec.models import BANKS, adapter_on, adapter_reading, intricate_adapter
 
 FILES = ["memory.json", "memory.safetensors"]
 
@@ -70,6 +70,44 @@ def test_shared_parts_are_written_once_and_loaded_shared(tmp_path):
     # What is shared is trained as one.
     again(input_ids=ids, labels=ids).loss.backward()
     assert again.banks[0].tokens.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("bank", BANKS.values(), ids=BANKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapter_of_any_bank_is_bit_identical(bank, dtype, tmp_path):
+    adapter, ids = adapter_reading(bank()), token_ids(2, 5)
+    adapter.banks.to(dtype)
+    adapter.insertions.to(dtype)
+    wanted = logits(adapter, ids)
+    save(adapter, tmp_path / "memory")
+    again = load_adapter(tmp_path / "memory", adapter.remove())
+    assert describe(again) == describe(adapter)
+    assert torch.equal(again.banks[0](), adapter.banks[0]())
+    assert torch.equal(logits(again, ids), wanted)
+    mine, theirs = again.state_dict(), adapter.state_dict()
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name])
+        assert tensor.dtype == theirs[name].dtype
+        assert tensor.device.type == "cpu"
+    save(again, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "memory")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_bank_is_written_in_its_quantized_form(bits, tmp_path):
+    adapter = adapter_reading(BANKS[f"quantized to {bits} bits"]())
+    save(adapter, tmp_path / "memory")
+    written = load_file(tmp_path / "memory" / "memory.safetensors")
+    in_bank = {name: tensor for name, tensor in written.items() if name.startswith("banks")}
+    assert {name: tensor.dtype for name, tensor in in_bank.items()} == {
+        "banks.0.codes": torch.uint8,
+        "banks.0.scales": torch.float32,
+    }
+    # 7 tokens of width 24 lie in 3 blocks of 64 numbers.
+    assert in_bank["banks.0.codes"].shape == (3, 64 * bits // 8)
+    assert in_bank["banks.0.scales"].shape == (3,)
+    assert not any("bank." in name for name in written)  # under its readers it is not repeated
 
 
 def test_dtype_is_kept(tmp_path):
@@ -189,8 +227,12 @@ def test_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine", encoding="utf-8")
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    for name in ("notes", "file"):
-        text = rf"^save: path must be free or hold a saved memory, got path='.*/{name}'; choose"
+    texts = {
+        "notes": r"^save: path must be free, empty or hold a saved memory and nothing else, "
+        r"got path='.*/notes', also there=\['a.txt'\]; choose another folder",
+        "file": r"^save: path must be a folder or free, got path='.*/file'; choose another path",
+    }
+    for name, text in texts.items():
         with pytest.raises(ValueError, match=text):
             save(adapter_on(llama()), tmp_path / name)
     assert (tmp_path / "notes" / "a.txt").read_text(encoding="utf-8") == "mine"
@@ -222,3 +264,33 @@ def test_protected_folder_is_an_os_error_that_names_it(tmp_path):
 def test_folder_that_refuses_even_root_is_an_os_error_that_names_it():
     with pytest.raises(OSError, match="/proc/"):
         save(adapter_on(llama()), "/proc/self/memory")
+
+
+def test_an_empty_folder_and_the_folder_behind_a_link_are_written(tmp_path):
+    adapter, ids = adapter_on(llama()), token_ids(2, 5)
+    before = logits(adapter, ids)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):  # into an empty folder, then over a memory
+        save(adapter, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert files_in(tmp_path) == ["link", "real"]
+    assert files_in(tmp_path / "real") == FILES
+    loaded = load_adapter(tmp_path / "link", base=adapter.remove())
+    assert torch.equal(logits(loaded, ids), before)
+
+
+def test_what_lies_beside_a_memory_is_not_lost(tmp_path):
+    adapter = adapter_on(llama())
+    save(adapter, tmp_path / "memory")
+    (tmp_path / "memory" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"also there=\['notes.txt'\]"):
+        save(adapter, tmp_path / "memory")
+    assert (tmp_path / "memory" / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_only_an_adapter_is_saved(tmp_path):
+    text = "^save: model must be a MemoryAdapter, got model='LlamaForCausalLM'; pass the adapter"
+    with pytest.raises(ValueError, match=text):
+        save(llama(), tmp_path / "memory")
+    assert files_in(tmp_path) == []

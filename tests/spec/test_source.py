@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from memtx import Insertion, MemoryAdapter, Site, describe, to_source
 from tests.adapters.bases import HIDDEN, fresh_adapter, llama, logits, token_ids
 from tests.contract import CONTRACTS
 from tests.parts import bank_of, linear, randomize, recall, think
-from tests.spec.models import intricate_adapter
+from tests.spec.models import BANKS, adapter_reading, bank_from_rows, intricate_adapter
 
 
 def one_liner():
@@ -21,18 +22,27 @@ def one_liner():
     return MemoryAdapter(base=llama(), banks=[bank], insertions=[insertion])
 
 
+def reading(name):
+    return adapter_reading(BANKS[name]())
+
+
 def without_banks():
     insertion = Insertion(layer=0, site=Site.AFTER_MLP, sublayers=[think(HIDDEN)])
     return MemoryAdapter(base=llama(), banks=[], insertions=[insertion])
 
 
-MODELS = {
-    "intricate": intricate_adapter,
-    "one bank": one_liner,
-    "no bank": without_banks,
-    "usual": lambda: fresh_adapter(llama(), Site.AFTER_ATTENTION),
-    "projection": lambda: linear(3, 4),
-} | {f"{number} {each.cls.__name__}": each.make for number, each in enumerate(CONTRACTS)}
+MODELS = (
+    {
+        "intricate": intricate_adapter,
+        "one bank": one_liner,
+        "no bank": without_banks,
+        "usual": lambda: fresh_adapter(llama(), Site.AFTER_ATTENTION),
+        "projection": lambda: linear(3, 4),
+        "given rows": lambda: bank_from_rows(8, 4),
+    }
+    | {f"reading {name}": partial(reading, name) for name in BANKS}
+    | {f"{number} {each.cls.__name__}": each.make for number, each in enumerate(CONTRACTS)}
+)
 
 
 @pytest.fixture(params=MODELS)
@@ -74,6 +84,21 @@ def test_source_of_a_small_part():
         "from memtx import Linear, Normal\n"
         "\n"
         "model = Linear(in_features=3, out_features=4, bias=False, init=Normal(std=0.3))\n"
+    )
+
+
+def test_given_rows_stand_as_zeros():
+    assert to_source(bank_from_rows(8, 4)) == (
+        "import torch\n"
+        "\n"
+        "from memtx import FromRows, StandardMemoryBank\n"
+        "\n"
+        "# torch.zeros stands for rows that were given: a saved memory holds their values.\n"
+        "model = StandardMemoryBank(\n"
+        "    num_memory_tokens=8,\n"
+        "    dim=4,\n"
+        "    init=FromRows(tensor=torch.zeros(8, 4)),\n"
+        ")\n"
     )
 
 

@@ -66,3 +66,11 @@ def test_the_bar_follows_the_number_of_the_step(capsys):
 def test_a_bar_of_no_steps_is_refused():
     with pytest.raises(ValueError, match="ProgressBar: total_steps must .* got total_steps=0;"):
         ProgressBar(title="teach", total_steps=0)
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path):
+    logger = JsonLines(path=tmp_path / "metrics.jsonl")
+    logger.log({"step": 1, "loss": float("nan"), "recall": float("inf")})
+    logger.close()
+    text = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text == '{"step": 1, "loss": null, "recall": null}\n'

@@ -155,3 +155,10 @@ def test_terms_may_share_a_stream(model):
 def test_objective_refuses_no_terms_and_equal_names(terms: list[NextTokenLoss], names):
     with pytest.raises(ValueError, match=f"Objective: .* distinct names, got names={names};"):
         Objective(model=nn.Identity(), terms=terms)
+
+
+@pytest.mark.parametrize(("chunk", "weight"), [(0, 1.0), (8, -1.0), (8, float("nan"))])
+def test_values_out_of_range_are_refused(chunk, weight):
+    got = "chunk=0" if chunk == 0 else f"weight={weight}"
+    with pytest.raises(ValueError, match=rf"^NextTokenLoss: .* got {got}; "):
+        NextTokenLoss(name="text", stream="text", weight=weight, chunk=chunk)

@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from memtx.adapters.causal_lm import CausalLM
 from memtx.adapters.families import decoder_layers, inner_model, is_peft
-from memtx.adapters.hooks import attach
+from memtx.adapters.hooks import attach, owners_attached
 from memtx.adapters.insertion import Insertion
 from memtx.checks import require
 from memtx.expression import component
@@ -69,6 +69,7 @@ class MemoryAdapter(nn.Module):
         self.banks = nn.ModuleList(banks)
         self.insertions = nn.ModuleList(insertions)
         self._enabled = True
+        self._checkpointing = False
         self._thawed = [] if is_peft(base) else [p for p in base.parameters() if p.requires_grad]
         for parameter in self._thawed:
             parameter.requires_grad_(False)
@@ -202,8 +203,15 @@ class MemoryAdapter(nn.Module):
 
     def remove(self) -> nn.Module:
         """Take the memory out for good and give back the base as it was before."""
+        if self._checkpointing:
+            self.gradient_checkpointing_disable()
         while self._handles:
             self._handles.pop().remove()
+        others = owners_attached(self.base)
+        if others:
+            # The base stays frozen under them; the last to go gives it back as it was.
+            others[0].__self__._thawed += self._thawed
+            self._thawed.clear()
         while self._thawed:
             self._thawed.pop().requires_grad_(True)
         return self.base
@@ -234,6 +242,7 @@ class MemoryAdapter(nn.Module):
         # below the lowest read, and forgets the hook of an earlier call, which then stays for ever.
         model.disable_input_require_grads()
         self._switch_checkpointing("enable")(options)
+        self._checkpointing = True
         model.disable_input_require_grads()
         if options["use_reentrant"]:
             model.enable_input_require_grads()
@@ -241,6 +250,7 @@ class MemoryAdapter(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
         self._switch_checkpointing("disable")()
+        self._checkpointing = False
         inner_model(self.base).disable_input_require_grads()  # type: ignore[operator]
 
     def _switch_checkpointing(self, action: str) -> Any:

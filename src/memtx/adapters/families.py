@@ -13,6 +13,7 @@ SIZES = (
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
+    "head_dim",
     "vocab_size",
 )
 
@@ -120,10 +121,11 @@ def describe_base(base: nn.Module) -> dict[str, object]:
     Args:
         base: a Hugging Face causal language model, or a PEFT model of one.
     """
+    family = family_of(base)
     model: Any = inner_model(base)
     sizes = {name: getattr(model.config, name) for name in SIZES if hasattr(model.config, name)}
     return {
-        "architecture": family_of(base).architecture,
+        "architecture": family.architecture,
         "sizes": sizes,
         "name": str(getattr(model.config, "_name_or_path", "")),
     }

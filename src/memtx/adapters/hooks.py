@@ -39,6 +39,22 @@ def attach(*, base: nn.Module, insertion: Insertion, is_on: Switch) -> list[Remo
     ]
 
 
+def owners_attached(base: nn.Module) -> list[Any]:
+    """Give the switches (methods of their adapters) of all insertions hooked into a model.
+
+    Args:
+        base: the model.
+    """
+    hooks = [
+        hook
+        for module in base.modules()
+        for held in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in held.values()
+    ]
+    ours = [getattr(hook, "__self__", None) for hook in hooks]
+    return [each.is_on for each in ours if isinstance(each, _AfterLayer | _AroundBranch)]
+
+
 def _plus(output: Any, read: Tensor) -> Any:
     """Add the read to a module's output, which some versions wrap in a tuple."""
     if isinstance(output, Tensor):

@@ -2,5 +2,13 @@
 
 from memtx.memory.bank import StandardMemoryBank
 from memtx.memory.cross_attention import MemoryCrossAttention
+from memtx.memory.low_rank import FactorizedMemoryBank, ReducedDimMemoryBank
+from memtx.memory.quantized import QuantizedMemoryBank
 
-__all__ = ["MemoryCrossAttention", "StandardMemoryBank"]
+__all__ = [
+    "FactorizedMemoryBank",
+    "MemoryCrossAttention",
+    "QuantizedMemoryBank",
+    "ReducedDimMemoryBank",
+    "StandardMemoryBank",
+]

@@ -34,23 +34,40 @@ def save(model: MemoryAdapter, path: str | os.PathLike[str]) -> None:
         path: the folder to write; a memory that is there already is replaced.
 
     Raises:
-        ValueError: if `path` exists and is not a saved memory.
+        ValueError: if `model` is no adapter, or `path` holds anything but a saved memory.
         OSError: if the place cannot be written; whatever was there is untouched.
     """
-    target = Path(path)
     require(
-        ok=not target.exists() or (target / SPEC).is_file(),
+        ok=isinstance(model, MemoryAdapter),
         owner="save",
-        rule="path must be free or hold a saved memory",
-        got={"path": str(target)},
-        remedy="choose another folder, or remove that one",
+        rule="model must be a MemoryAdapter",
+        got={"model": type(model).__name__},
+        remedy="pass the adapter, not its base",
+    )
+    # Links are followed: what is replaced is the folder, not the link to it.
+    target = Path(path).resolve()
+    require(
+        ok=not target.exists() or target.is_dir(),
+        owner="save",
+        rule="path must be a folder or free",
+        got={"path": str(path)},
+        remedy="choose another path",
+    )
+    strangers = sorted(p.name for p in target.iterdir()) if target.exists() else []
+    strangers = [name for name in strangers if name not in {SPEC, TENSORS}]
+    require(
+        ok=not strangers,
+        owner="save",
+        rule="path must be free, empty or hold a saved memory and nothing else",
+        got={"path": str(path), "also there": strangers[:5]},
+        remedy="choose another folder, or take the rest out of that one",
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
+        memory = _memory(banks=list(model.banks), insertions=list(model.insertions))
         tensors = {
-            name: parameter.detach().cpu().contiguous()
-            for name, parameter in model.named_memory_parameters()
+            name: tensor.detach().cpu().contiguous() for name, tensor in _tensors(memory).items()
         }
         _write_tensors(tensors, staging / TENSORS, target=target)
         header = {"spec": describe(model), "sha256": _sha256(staging / TENSORS)}
@@ -58,6 +75,23 @@ def save(model: MemoryAdapter, path: str | os.PathLike[str]) -> None:
         _put_in_place(staging=staging, target=target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _memory(*, banks: list[nn.Module], insertions: list[nn.Module]) -> nn.Module:
+    """Give all that a folder holds the tensors of, under the names they have in it."""
+    parts = {"banks": banks, "insertions": insertions}
+    return nn.ModuleDict({name: nn.ModuleList(modules) for name, modules in parts.items()})
+
+
+def _tensors(memory: nn.Module) -> dict[str, Tensor]:
+    """Give parameters and persistent buffers, a shared one under its first name alone."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in memory.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            tensors[name] = tensor
+        seen.add(id(tensor))
+    return tensors
 
 
 def _write_tensors(tensors: dict[str, Tensor], path: Path, *, target: Path) -> None:
@@ -71,6 +105,10 @@ def _write_tensors(tensors: dict[str, Tensor], path: Path, *, target: Path) -> N
 def _put_in_place(*, staging: Path, target: Path) -> None:
     staging.chmod(0o755)
     if not target.exists():
+        staging.rename(target)
+        return
+    if not any(target.iterdir()):
+        target.rmdir()
         staging.rename(target)
         return
     old = staging.with_name(f"{staging.name}-old")
@@ -111,8 +149,8 @@ def load_adapter(path: str | os.PathLike[str], base: nn.Module) -> MemoryAdapter
     header = _read_header(folder / SPEC)
     tensors = _read_tensors(folder / TENSORS, sha256=header["sha256"])
     parts = _parts(header["spec"], base=base)
-    memory = nn.ModuleDict({key: nn.ModuleList(parts[key]) for key in ("banks", "insertions")})
-    _compare(wanted=dict(memory.named_parameters()), given=tensors)
+    memory = _memory(banks=parts["banks"], insertions=parts["insertions"])
+    _compare(wanted=_tensors(memory), given=tensors)
     memory.load_state_dict(tensors, strict=False, assign=True)
     return MemoryAdapter(base=base, banks=parts["banks"], insertions=parts["insertions"])
 
@@ -134,6 +172,13 @@ def _parts(spec: dict[str, Any], *, base: nn.Module) -> dict[str, Any]:
         rule="the folder must hold a MemoryAdapter",
         got={"class": cls.__name__},
         remedy="load it with load()",
+    )
+    require(
+        ok=parts["base"] is base,
+        owner="load_adapter",
+        rule="the spec must record the adapter's base as a base",
+        got={"base": spec["model"]["arguments"]["base"]},
+        remedy="pass a folder as save() wrote it",
     )
     return parts
 
@@ -165,7 +210,9 @@ def _read_tensors(path: Path, *, sha256: str) -> dict[str, Tensor]:
     )
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copied out of the file's pages, where tensors do not lie as torch's own do: matrix
+            # products of the same numbers may differ in the last bit with where they lie.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         message = f"load_adapter: {TENSORS} must be a safetensors file, got path={str(path)!r}"
         raise ValueError(f"{message} ({error}); restore the file.") from error
@@ -181,7 +228,17 @@ def _compare(*, wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> No
             for name in shared
             if wanted[name].shape != given[name].shape
         },
-        "not_floating": [name for name in shared if not given[name].is_floating_point()],
+        # A memory may have been trained in another floating dtype than it is built in.
+        "not_floating": [
+            name
+            for name in shared
+            if wanted[name].is_floating_point() and not given[name].is_floating_point()
+        ],
+        "of_another_dtype": {
+            name: {"spec": str(wanted[name].dtype), "file": str(given[name].dtype)}
+            for name in shared
+            if not wanted[name].is_floating_point() and wanted[name].dtype != given[name].dtype
+        },
     }
     require(
         ok=not any(trouble.values()),

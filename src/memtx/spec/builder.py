@@ -5,7 +5,8 @@ import types
 import typing
 from typing import Any, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from memtx.adapters import describe_base
 from memtx.checks import require
@@ -69,7 +70,7 @@ class Builder:
         """Build one node.
 
         Args:
-            node: a scalar, a list, or one of the four kinds of dict.
+            node: a scalar, a list, or one of the five kinds of dict.
             where: path of the node in the spec, for messages.
         """
         if isinstance(node, list):
@@ -80,13 +81,15 @@ class Builder:
             frozenset({"class", "arguments"}): self._part,
             frozenset({"shared"}): self._shared,
             frozenset({"enum", "name"}): self._enum,
+            frozenset({"rows"}): self._rows,
             frozenset({"base"}): self._base,
         }
         kind = kinds.get(frozenset(node))
         self._refuse_unless(
             ok=kind is not None,
             where=where,
-            rule="a node has 'class' and 'arguments', 'shared', 'enum' and 'name', or 'base'",
+            rule="a node has 'class' and 'arguments', 'shared', 'enum' and 'name', 'rows', "
+            "or 'base'",
             value=sorted(map(str, node)),
         )
         return kind(node, where)  # type: ignore[misc]
@@ -153,6 +156,20 @@ class Builder:
             value=f"{enum}.{name}",
         )
         return ENUMS[enum][name]
+
+    def _rows(self, node: dict[str, Any], where: str) -> Tensor:
+        """Give zeros in place of rows, of which a spec has the shape alone."""
+        shape = node["rows"]
+        self._refuse_unless(
+            ok=isinstance(shape, list)
+            and len(shape) == 2
+            and all(_is_a(size, int) and size >= 1 for size in shape),
+            where=where,
+            rule="'rows' must be a list of the number of rows and their width",
+            value=shape,
+        )
+        # One zero seen from everywhere: the parameter that is filled from it takes the memory.
+        return torch.zeros((), device="cpu").expand(shape)
 
     def _base(self, node: dict[str, Any], where: str) -> Any:
         recorded = node["base"]

@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from memtx.adapters import MemoryAdapter, describe_base
 from memtx.checks import require
@@ -18,7 +18,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 
     Args:
         model: a model or part composed of memtx classes. The base of an adapter is recorded by
-            architecture and sizes, not by its weights.
+            architecture and sizes, not by its weights, and a start by `FromRows` by its shape.
 
     Raises:
         ValueError: if `model` or a part of it is not of a memtx class.
@@ -38,6 +38,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
             return [node(item) for item in value]
         if isinstance(value, Enum):
             return {"enum": type(value).__name__, "name": value.name}
+        if isinstance(value, Tensor):
+            return {"rows": list(value.shape)}
         if isinstance(value, nn.Module) and not is_component(value):
             require(
                 ok=isinstance(model, MemoryAdapter) and value is model.base,

@@ -6,12 +6,15 @@ from torch import nn
 
 from memtx.expression import Node, arguments, is_component, shared_parts, tree
 
+ROWS_COMMENT = "# torch.zeros stands for rows that were given: a saved memory holds their values."
+
 
 def to_source(model: nn.Module) -> str:
     """Give formatted Python that, when run, leaves an equal fresh model in `model`.
 
     Shared parts are assigned first, under the names they were passed as. The base of an adapter
-    is the name `base`, which the caller must have defined.
+    is the name `base`, which the caller must have defined. Rows that were given to `FromRows` stand
+    as zeros of their shape.
 
     Args:
         model: a model or part composed of memtx classes.
@@ -28,7 +31,11 @@ def to_source(model: nn.Module) -> str:
         classes |= set(re.findall(r"\b([A-Z]\w*)[(.]", root.flat()))
         statements.append("\n".join(root.lines(before=f"{name} = ", indent=0, after="")))
         defined.add(id(part))
-    return f"{_imports(sorted(classes, key=_isort_key))}\n\n" + "\n".join(statements) + "\n"
+    body = "\n".join(statements)
+    head = _imports(sorted(classes, key=_isort_key))
+    if "=torch.zeros(" in body:
+        return f"import torch\n\n{head}\n\n{ROWS_COMMENT}\n{body}\n"
+    return f"{head}\n\n{body}\n"
 
 
 def _in_order_of_need(model: nn.Module, *, names: dict[int, str]) -> list[nn.Module]:

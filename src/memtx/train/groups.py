@@ -1,5 +1,6 @@
 """Parameter groups that together hold every trainable parameter exactly once."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -42,9 +43,9 @@ class ParameterGroup:
 
     def __post_init__(self) -> None:
         require(
-            ok=self.learning_rate >= 0.0 and self.weight_decay >= 0.0,
+            ok=0.0 <= self.learning_rate < math.inf and 0.0 <= self.weight_decay < math.inf,
             owner=self,
-            rule="learning_rate and weight_decay must not be negative",
+            rule="learning_rate and weight_decay must be finite and not negative",
             got={"learning_rate": self.learning_rate, "weight_decay": self.weight_decay},
             remedy="pass 0.0 to switch one off",
         )

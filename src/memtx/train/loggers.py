@@ -1,6 +1,7 @@
 """Where the numbers of a run go; only the first process has loggers that write."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Protocol, final, runtime_checkable
@@ -48,12 +49,14 @@ class JsonLines:
         self._file = self.path.open("w", encoding="utf-8")
 
     def log(self, record: Record) -> None:
-        """Append a record.
+        """Append a record; a number that is not finite is written as null.
 
         Args:
             record: `step` and named numbers.
         """
-        self._file.write(json.dumps(record) + "\n")
+        # JSON has no word for what is not finite.
+        sound = {key: value if math.isfinite(value) else None for key, value in record.items()}
+        self._file.write(json.dumps(sound) + "\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What is minimised: weighted terms, each a mean over the tokens of the whole global batch."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memtx.adapters import MemoryAdapter, halves_of
-from memtx.checks import require
+from memtx.checks import require, require_positive
 from memtx.data.batches import Batch
 from memtx.data.facts import IGNORED
 from memtx.modes import evaluating
@@ -41,6 +42,17 @@ class Term(Protocol):
         """Give the sum of the term over those tokens."""
 
 
+def _check_values(term: "NextTokenLoss | LocalityLoss") -> None:
+    require_positive(owner=term, sizes={"chunk": term.chunk})
+    require(
+        ok=math.isfinite(term.weight) and term.weight >= 0.0,
+        owner=term,
+        rule="weight must be finite and not negative",
+        got={"weight": term.weight},
+        remedy="pass 0.0 to only measure the term",
+    )
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class NextTokenLoss:
@@ -51,6 +63,9 @@ class NextTokenLoss:
         stream: name of the batch stream it reads.
         weight: its factor in the loss.
         chunk: how many tokens' logits to hold at a time.
+
+    Raises:
+        ValueError: if `chunk` is below 1 or `weight` is negative or not finite.
 
     Source: maximum likelihood; logits are made only where a label is and never all at once.
 
@@ -63,6 +78,9 @@ class NextTokenLoss:
     stream: str
     weight: float
     chunk: int
+
+    def __post_init__(self) -> None:
+        _check_values(self)
 
     def check(self, model: nn.Module) -> None:
         """Accept any model.
@@ -111,6 +129,9 @@ class LocalityLoss:
         weight: its factor in the loss.
         chunk: how many tokens' logits to hold at a time.
 
+    Raises:
+        ValueError: if `chunk` is below 1 or `weight` is negative or not finite.
+
     Source: the locality term of MEND (Mitchell et al. 2022, arXiv 2110.11309), KL(base || model).
 
     Example:
@@ -122,6 +143,9 @@ class LocalityLoss:
     stream: str
     weight: float
     chunk: int
+
+    def __post_init__(self) -> None:
+        _check_values(self)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model whose memory cannot be switched off.

@@ -81,6 +81,8 @@ class Trainer:
 
     def __post_init__(self) -> None:
         require_positive(owner=self, sizes={"steps": self.steps, "accumulation": self.accumulation})
+        for evaluation in self.evaluations:
+            require_positive(owner=self, sizes={"evaluation.every": evaluation.every})
         require(
             ok=self.schedule.total_steps == self.steps,
             owner=self,

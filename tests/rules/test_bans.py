@@ -83,5 +83,5 @@ def test_machine_passes_where_listed():
 
 
 def test_other_names_pass():
-    text = "../docs/a.md src/work/x https://arxiv.org/abs/1 http://localhost:8000 workpiece"
+    text = "../docs/a.md src/works/x https://arxiv.org/abs/1 http://localhost:8000 workpiece"
     assert bans.outside_names("a", text, []) == []

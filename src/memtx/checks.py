@@ -73,3 +73,20 @@ def require_probability(*, owner: object, name: str, value: float) -> None:
         got={name: value},
         remedy="pass 0.0 to switch it off",
     )
+
+
+def unwritable(*, owner: object, path: object, error: OSError) -> OSError:
+    """Give an error of the same kind that says who could not write where, and what to do.
+
+    Args:
+        owner: the instance that writes (its class is named), or a name.
+        path: the place as the user named it.
+        error: what the system said.
+    """
+    message = refusal(
+        owner=owner,
+        rule="the place to write must be a folder that can be written",
+        got={"path": str(path), "system": error.strerror or str(error)},
+        remedy="choose another place, or change its permissions",
+    )
+    return OSError(error.errno, message) if error.errno else OSError(message)

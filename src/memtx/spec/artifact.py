@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from memtx.adapters import MemoryAdapter
-from memtx.checks import require
+from memtx.checks import require, unwritable
 from memtx.spec.builder import Builder
 from memtx.spec.describe import check_format, describe
 
@@ -62,8 +62,11 @@ def save(model: MemoryAdapter, path: str | os.PathLike[str]) -> None:
         got={"path": str(path), "also there": strangers[:5]},
         remedy="choose another folder, or take the rest out of that one",
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise unwritable(owner="save", path=path, error=error) from error
     try:
         memory = _memory(banks=list(model.banks), insertions=list(model.insertions))
         tensors = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from memtx.adapters import MemoryAdapter
-from memtx.checks import refusal, require_positive
+from memtx.checks import refusal, require_positive, unwritable
 from memtx.spec import save
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -45,11 +45,14 @@ class Checkpoints:
         self.every = every
         self.keep = keep
         # A folder that cannot be written is found out now and not after hours of training.
-        self.folder.mkdir(parents=True, exist_ok=True)
         probe = self.folder / ".writable"
-        probe.touch()
-        # Each process of a run probes the one folder: another may have been faster.
-        probe.unlink(missing_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            # Each process of a run probes the one folder: another may have been faster.
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(owner=self, path=folder, error=error) from error
 
     def is_due(self, step: int) -> bool:
         """Tell whether a step is one to save at.

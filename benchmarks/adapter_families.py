@@ -186,17 +186,18 @@ def main() -> int:
     options = parser.parse_args()
     size = SIZES[options.size]
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    records = []
+    records: list[Record] = []
+    name = f"{NAME}_{size.name.replace('.', '_')}"
     for family in options.families:
         for job in JOBS:
             found = measure(family=family, job=job, size=size, device=device)
             records += found
             line = "  ".join(f"{each['variant']} {each['milliseconds']:.2f} ms" for each in found)
             print(f"{found[0]['case']:<36}{line}", flush=True)
-    name = f"{NAME}_{size.name.replace('.', '_')}"
-    path = write_records(
-        folder=options.output, name=name, device=device, libraries=LIBRARIES, records=records
-    )
+        # Anew after each family, so that a run that is stopped keeps what it has.
+        path = write_records(
+            folder=options.output, name=name, device=device, libraries=LIBRARIES, records=records
+        )
     print(path)
     return 0
 

@@ -76,9 +76,9 @@ FULL = Size(
     batch=4,
     length=512,
     prompt=128,
-    new_tokens=64,
-    warm_up=3,
-    timed=10,
+    new_tokens=24,
+    warm_up=2,
+    timed=4,
     rounds=1,
     dtype=torch.bfloat16,
 )

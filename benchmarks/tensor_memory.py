@@ -1,6 +1,8 @@
 """Tensor memory, forward and backward, against the source's formulation and fla's kernels.
 
     PYTHONPATH=src:. python3 benchmarks/tensor_memory.py --output benchmarks/results
+    PYTHONPATH=src:. python3 benchmarks/tensor_memory.py --size cpu --output benchmarks/results
+    PYTHONPATH=src:. python3 benchmarks/tensor_memory.py --draw docs/tensor-memory-cost.png
 
 Inputs are query, key and value `[batch, length, heads, dim]`, random; a step is features, the read,
 and the gradients of all three. Every variant runs twice, the second time in reverse order. Peaks
@@ -8,12 +10,14 @@ are of what torch allocated above what stood before the step, inputs and gradien
 neither. fla's kernels run where it is installed; `fla-delta` is another rule (keys of length 1,
 no normaliser), which only its speed is compared with.
 
-The record `stream` reads a million tokens in pieces from a state that is carried on, and
-`decode` times one token after texts of several lengths.
+The second sets the chunks against the recurrence on a CPU, and the third draws the cost against the
+length from the results of the first. The record `stream` reads a million tokens in pieces from a
+state that is carried on, and `decode` times one token after texts of several lengths.
 """
 
 import argparse
 import gc
+import json
 import statistics
 import sys
 from dataclasses import replace
@@ -24,15 +28,29 @@ from torch import Tensor
 
 from benchmarks.clocks import clock_of, forget_peak, peak_gib
 from benchmarks.records import Record, write_records
-from benchmarks.tensor_variants import SWEEP, VARIANTS, Case, full_cases, memory_of, tiny_cases
+from benchmarks.tensor_variants import (
+    SWEEP,
+    VARIANTS,
+    Case,
+    cpu_cases,
+    full_cases,
+    growing_cases,
+    memory_of,
+    tiny_cases,
+)
 from memtx import TensorMemoryState
 
 NAME = "tensor_memory"
 LIBRARIES = ["torch", "triton", "flash-linear-attention", "fla-core"]
+FILES = {"full": NAME, "cpu": f"{NAME}_cpu", "tiny": NAME}
+RESULTS = Path("benchmarks/results")
 WARM_UP, TIMED = 3, 20
 GIB = 2**30
 # What each of memtx's rules is set over: the same mathematics first, then the fastest kernel.
-RIVALS = {"delta": ["fla-delta"], "": ["cumulative-sum", "fla-linear"]}
+RIVALS = {
+    "delta": ["fla-delta", "recurrence-delta"],
+    "": ["cumulative-sum", "fla-linear", "recurrence"],
+}
 
 
 def inputs_of(case: Case, *, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
@@ -58,11 +76,12 @@ def run_once(case: Case, name: str, device: torch.device) -> tuple[list[float], 
     read = variant.make(case)
     direction = torch.randn_like(inputs[0])
     clock = clock_of(device)
-    for step in range(WARM_UP + TIMED + 1):
-        if step == WARM_UP:
+    warm_up, timed = (WARM_UP, TIMED) if "recurrence" not in name else (1, 2)
+    for step in range(warm_up + timed + 1):
+        if step == warm_up:
             forget_peak(device)
         torch.autograd.grad(read(*inputs), inputs, direction)
-        if step >= WARM_UP:
+        if step >= warm_up:
             clock.log({})
     peak = peak_gib(device)
     return clock.milliseconds(), None if peak is None else peak - before
@@ -203,29 +222,76 @@ def table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def draw(*, results: Path, path: Path) -> None:
+    """Draw the time of a step against the length, from a file of results."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = json.loads(results.read_text(encoding="utf-8"))["records"]
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        if record["case"] in {case.name for case in growing_cases()} and record["milliseconds"]:
+            found = points.setdefault(record["variant"], [])
+            found.append((record["length"], record["milliseconds"]))
+    figure = Figure(figsize=(7.0, 4.5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, found in points.items():
+        axes.loglog(*zip(*sorted(found), strict=True), marker="o", markersize=4, label=name)
+    lengths = sorted(length for length, _ in points["memtx"])
+    last = max(points["memtx"])[1]
+    line = [last * length / lengths[-1] for length in lengths]
+    axes.loglog(lengths, line, color="grey", linestyle=":", label="proportional to the length")
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("forward and backward, ms")
+    axes.set_title("Cost against length: batch 1, 8 heads of 64, bfloat16")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+    figure.savefig(path)
+
+
+def measure(size: str, *, folder: Path, leave_out: list[str]) -> list[Record]:
+    """Run the cases of a size, and write anew after each, so that a run that is stopped keeps."""
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    records: list[Record] = []
+
+    def keep(found: list[Record]) -> None:
+        records.extend(found)
+        path = write_records(
+            folder=folder, name=FILES[size], device=device, libraries=LIBRARIES, records=records
+        )
+        print(path, file=sys.stderr, flush=True)
+
+    for case in {"full": full_cases, "cpu": cpu_cases, "tiny": tiny_cases}[size]():
+        left = [v for v in case.variants if not any(part in v for part in leave_out)]
+        found = run_case(replace(case, variants=left), device)
+        add_ratios(found)
+        keep(found)
+    if size != "cpu":
+        tokens, piece = (512, 128) if size == "tiny" else (1_000_000, 20_000)
+        keep(stream(tokens=tokens, piece=piece, device=device))
+        lengths = [64] if size == "tiny" else [1_024, 16_384, 131_072]
+        keep(decode(lengths=lengths, device=device))
+    return records
+
+
 def main() -> int:
-    """Run, write and print; 1 if a variant of memtx failed."""
+    """Run, write and print, or draw; 1 if a variant of memtx failed."""
     parser = argparse.ArgumentParser(description="Time tensor memory and its rivals.")
-    parser.add_argument("--tiny", action="store_true", help="a size for a CPU; measures nothing")
+    parser.add_argument(
+        "--size", choices=FILES, default="full", help="tiny shows that it runs, measures nothing"
+    )
     parser.add_argument(
         "--leave-out", nargs="*", default=[], help="parts of names of variants not to run"
     )
-    parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file")
+    parser.add_argument("--draw", type=Path, help="draw the plot of the results into this PNG")
     options = parser.parse_args()
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    records: list[Record] = []
-    for case in tiny_cases() if options.tiny else full_cases():
-        left = [v for v in case.variants if not any(part in v for part in options.leave_out)]
-        found = run_case(replace(case, variants=left), device)
-        add_ratios(found)
-        records += found
-    tokens, piece = (512, 128) if options.tiny else (1_000_000, 20_000)
-    records += stream(tokens=tokens, piece=piece, device=device)
-    records += decode(lengths=[64] if options.tiny else [1_024, 16_384, 131_072], device=device)
-    path = write_records(
-        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records
-    )
-    print(f"{table(records)}\n{path}")
+    if options.draw is not None:
+        draw(results=options.output / f"{NAME}.json", path=options.draw)
+        return 0
+    records = measure(options.size, folder=options.output, leave_out=options.leave_out)
+    print(table(records))
     failed = [r for r in records if "error" in r and r["variant"].startswith("memtx")]
     return 1 if failed else 0
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memtx import DecayingTensorMemory, MultiHeadMemory, TensorMemory, TensorMemoryConfig
-from memtx.ops.tensor_memory import features, tensor_memory
+from memtx.ops.tensor_memory import features, tensor_memory, tensor_memory_reference
 
 EPS = 1e-6
 Read = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -78,6 +78,21 @@ def in_chunks_of(rule: str, *, chunk: int) -> Callable[[Case], Read]:
     return make
 
 
+def recurrence(rule: str) -> Callable[[Case], Read]:
+    """Give the definition of a rule: token by token, in Python."""
+
+    def make(case: Case) -> Read:
+        memory = memory_of(heads=case.heads, dim=case.dim, rule=rule)
+
+        def read(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            rules, nothing = memory.rules(query.device), (None, None, None, None)
+            return tensor_memory_reference(query, key, value, rules, *nothing)[0]
+
+        return read
+
+    return make
+
+
 def cumulative_sum(case: Case) -> Read:  # noqa: ARG001
     """Give the source's formulation: the state of every token at once, by a cumulative sum."""
 
@@ -122,6 +137,9 @@ VARIANTS = {
     "memtx-delta": Variant(make=chunked("delta", compiled=False), dtype=torch.bfloat16),
     "memtx-compiled": Variant(make=chunked("plain", compiled=True), dtype=torch.bfloat16),
     "memtx-delta-compiled": Variant(make=chunked("delta", compiled=True), dtype=torch.bfloat16),
+    "recurrence": Variant(make=recurrence("plain"), dtype=torch.float32),
+    "recurrence-delta": Variant(make=recurrence("delta"), dtype=torch.float32),
+    "memtx-delta-float32": Variant(make=chunked("delta", compiled=False), dtype=torch.float32),
     "cumulative-sum": Variant(make=cumulative_sum, dtype=torch.float32),
     "cumulative-sum-bf16": Variant(make=cumulative_sum, dtype=torch.bfloat16),
     "fla-linear": Variant(make=fla_linear, dtype=torch.bfloat16),
@@ -134,12 +152,15 @@ SWEEP = {
     for rule in ("plain", "delta")
     for chunk in (32, 64, 128, 256)
 }
-MEMTX = [name for name in VARIANTS if name.startswith("memtx")]
-RIVALS = [name for name in VARIANTS if not name.startswith("memtx")]
+RULES = ["memtx", "memtx-float32", "memtx-decaying", "memtx-delta"]
+COMPILED = ["memtx-compiled", "memtx-delta-compiled"]
+CUMULATIVE = ["cumulative-sum", "cumulative-sum-bf16"]
+FLA = ["fla-linear", "fla-delta"]
+LENGTHS = (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
 
 
 def full_cases() -> list[Case]:
-    """The cases of the report with a sweep of chunk sizes, and one row of growing length."""
+    """The cases of the report, the first with a sweep of chunk sizes."""
     return [
         Case(
             name="batch 8 x 2048, 8 heads of 64",
@@ -147,7 +168,7 @@ def full_cases() -> list[Case]:
             length=2_048,
             heads=8,
             dim=64,
-            variants=[*MEMTX, *SWEEP, *RIVALS],
+            variants=[*RULES, *COMPILED, *SWEEP, *CUMULATIVE, *FLA],
         ),
         Case(
             name="batch 1 x 16384, 16 heads of 128",
@@ -155,25 +176,38 @@ def full_cases() -> list[Case]:
             length=16_384,
             heads=16,
             dim=128,
-            # Compiling is shown by the first case; it takes longer than all the rest.
-            variants=[
-                *(x for x in MEMTX if "compiled" not in x),
-                *SWEEP,
-                "fla-linear",
-                "fla-delta",
-            ],
+            variants=[*RULES, *COMPILED, *FLA],
         ),
-        *[
-            Case(
-                name=f"batch 1 x {length}, 8 heads of 64",
-                batch=1,
-                length=length,
-                heads=8,
-                dim=64,
-                variants=["memtx", "memtx-delta", "fla-linear", "fla-delta"],
-            )
-            for length in (1_024, 4_096, 16_384, 65_536, 262_144, 1_048_576)
-        ],
+        *growing_cases(),
+    ]
+
+
+def growing_cases() -> list[Case]:
+    """One row of growing length."""
+    return [
+        Case(
+            name=f"batch 1 x {length}, 8 heads of 64",
+            batch=1,
+            length=length,
+            heads=8,
+            dim=64,
+            variants=["memtx", "memtx-delta", *FLA],
+        )
+        for length in LENGTHS
+    ]
+
+
+def cpu_cases() -> list[Case]:
+    """The definition beside the chunks, where both run in Python."""
+    return [
+        Case(
+            name="batch 1 x 2048, 8 heads of 64",
+            batch=1,
+            length=2_048,
+            heads=8,
+            dim=64,
+            variants=["memtx-float32", "recurrence", "memtx-delta-float32", "recurrence-delta"],
+        )
     ]
 
 

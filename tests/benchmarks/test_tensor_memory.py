@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from benchmarks.tensor_memory import add_ratios, record_of, run_case, table
-from benchmarks.tensor_variants import Case, cumulative_sum, full_cases, tiny_cases
+from benchmarks.tensor_memory import add_ratios, draw, record_of, run_case, table
+from benchmarks.tensor_variants import Case, cumulative_sum, full_cases, growing_cases, tiny_cases
 from memtx.ops.tensor_memory import features
 from tests.rules.source import ROOT
 
@@ -18,7 +18,8 @@ from tests.rules.source import ROOT
 def done(tmp_path_factory):
     """The script as it is called by hand, once: what it printed, and the records it wrote."""
     folder = tmp_path_factory.mktemp("results")
-    command = [sys.executable, "benchmarks/tensor_memory.py", "--tiny", "--output", str(folder)]
+    command = [sys.executable, "benchmarks/tensor_memory.py", "--size", "tiny"]
+    command += ["--output", str(folder)]
     environment = {**os.environ, "PYTHONPATH": "src:.", "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -96,3 +97,15 @@ def test_cumulative_sum_is_the_source():
     weights = torch.einsum("bthd,bshd->bhts", features(query), features(key)).tril()
     wanted = torch.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdim=True), value)
     torch.testing.assert_close(read, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cost_is_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    records = [
+        record_of(case, name, [float(case.length)], None, None)
+        for case in growing_cases()
+        for name in case.variants
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"records": records}), encoding="utf-8")
+    draw(results=tmp_path / "results.json", path=tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")

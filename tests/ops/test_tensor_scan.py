@@ -9,6 +9,8 @@ from memtx.ops.tensor_scan import (
     decayed_sums,
     decayed_sums_backward,
     matrix_scan,
+    scan_by_halves,
+    scan_in_order,
     unit_lower_inverse,
 )
 
@@ -75,6 +77,15 @@ def test_matrix_scan(backwards):
             factor = factors[:, chunk].mT if backwards else factors[:, chunk]
             state = factor @ state + added[:, chunk]
         torch.testing.assert_close(states[:, 0 if backwards else 4], state)
+
+
+@pytest.mark.parametrize("chunks", [1, 8, 9, 17, 33, 64, 100])
+def test_halves_give_what_the_order_gives(chunks):
+    """In steps whose number grows with the logarithm: what a GPU does."""
+    factors = torch.randn(2, chunks, 4, 4, dtype=torch.float64) / 2.0
+    added, start = torch.randn(2, chunks, 4, 3).double(), torch.randn(2, 4, 3).double()
+    wanted = scan_in_order(factors, added, start)
+    torch.testing.assert_close(scan_by_halves(factors, added, start), wanted)
 
 
 def test_matrix_scan_is_a_sound_operator():

@@ -150,22 +150,26 @@ def tensor_memory_reference(
     bound = rules.max_delta[:, None]
     outputs = []
     with torch.autocast(query.device.type, enabled=False):
-        q, k, v = features(query.to(dtype)), features(key.to(dtype)), value.to(dtype)
+        # Cut once: a backward pass through a slice for each token would grow with the square.
+        q, k, v = (
+            x.unbind(dim=1)
+            for x in (features(query.to(dtype)), features(key.to(dtype)), value.to(dtype))
+        )
         for t in range(length):
             if document is not None and t > 0:
                 same = (run[:, t] == run[:, t - 1])[:, None, None]
                 S, z = S.where(same[..., None], 0.0), z.where(same, 0.0)
                 committed = committed.where(same[..., None], 0.0)
             here = stands[:, t, None, None]
-            below = (q[:, t] * z).sum(-1) + rules.eps
-            read = torch.einsum("bhd,bhde->bhe", q[:, t], S) / below[..., None]
+            below = (q[t] * z).sum(-1) + rules.eps
+            read = torch.einsum("bhd,bhde->bhe", q[t], S) / below[..., None]
             outputs.append(read.where(here, 0.0))
-            u, left, left_norm = write_token(k[:, t], v[:, t], S, z, rules)
+            u, left, left_norm = write_token(k[t], v[t], S, z, rules)
             clamped = u.clamp(-bound, bound)
-            held = rules.decay[:, None, None] * committed + outer(k[:, t], clamped)
+            held = rules.decay[:, None, None] * committed + outer(k[t], clamped)
             committed = held.where(here[..., None], committed)
-            S = (left + outer(k[:, t], u)).where(here[..., None], S)
-            z = (left_norm + k[:, t]).where(here, z)
+            S = (left + outer(k[t], u)).where(here[..., None], S)
+            z = (left_norm + k[t]).where(here, z)
         memory, norm = bounded(committed, z, rules)
     return torch.stack(outputs, dim=1).to(query.dtype), memory, norm
 

@@ -27,6 +27,7 @@ from memtx.data.protocols import Batch
 from memtx.train import (
     AdamW,
     BFloat16Autocast,
+    Fresh,
     LocalityLoss,
     NextTokenLoss,
     Objective,
@@ -162,10 +163,12 @@ def by_trainer(
             schedule=WarmupCosine(warmup_steps=0, total_steps=setting.steps, floor=1.0),
             precision=BFloat16Autocast(),
             parallelism=SingleProcess(device=setting.device),
+            start=Fresh(),
             steps=setting.steps,
             accumulation=1,
             clip_norm=CLIP_NORM,
             evaluations=[],
+            callbacks=[],
             checkpoints=[],
             loggers=[clock],
         ).run()

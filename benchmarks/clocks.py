@@ -16,6 +16,9 @@ class CudaClock:
     def __init__(self) -> None:
         self.events: list[torch.cuda.Event] = []
 
+    def begin(self, step: int) -> None:
+        """Nothing is opened; ticks of a run before are kept."""
+
     def log(self, record: Record) -> None:
         """Tick; the face of a `Logger`, so that memtx's own `Trainer` can be timed as it is."""
         event = torch.cuda.Event(enable_timing=True)
@@ -37,6 +40,9 @@ class HostClock:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+
+    def begin(self, step: int) -> None:
+        """Nothing is opened; ticks of a run before are kept."""
 
     def log(self, record: Record) -> None:
         """Tick; the face of a `Logger`."""

@@ -44,6 +44,7 @@ from memtx.data import (
 from memtx.data.protocols import Batch, Document, Encoder, Packing, State
 from memtx.train import (
     AdamW,
+    Fresh,
     FullPrecision,
     NextTokenLoss,
     Objective,
@@ -132,10 +133,12 @@ def trainer_of(model: nn.Module, *, stream: Counted, steps: int) -> Trainer:
         schedule=WarmupCosine(warmup_steps=0, total_steps=steps, floor=1.0),
         precision=FullPrecision(),
         parallelism=SingleProcess(device=torch.device("cpu")),
+        start=Fresh(),
         steps=steps,
         accumulation=1,
         clip_norm=math.inf,
         evaluations=[],
+        callbacks=[],
         checkpoints=[],
         loggers=[],
     )

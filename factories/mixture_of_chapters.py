@@ -15,12 +15,15 @@ from memtx import (
     RoutedMemoryCrossAttention,
     RouterZLoss,
     SelfAttention,
+    SequenceRouting,
     StandardMemoryBank,
     SwiGLU,
     TiedHead,
     TokenEmbedding,
     Zeros,
 )
+
+Strategy = RollingRouting | SequenceRouting
 
 
 def linear(in_features: int, out_features: int) -> Linear:
@@ -57,19 +60,19 @@ def think() -> Residual:
     )
 
 
-def chapters(bank: StandardMemoryBank) -> Residual:
-    """Give the read of 65 chapters of 4,097: one that all read, and 64 of the router's choice."""
+def chapters(bank: StandardMemoryBank, *, num_chapters: int, strategy: Strategy) -> Residual:
+    """Give the read of 65 chapters: one that all read, and 64 of the router's choice."""
     return Residual(
         norm=RMSNorm(dim=768, eps=1e-5),
         sublayer=RoutedMemoryCrossAttention(
             bank=bank,
             router=ChapterRouter(
-                num_chapters=4_097,
+                num_chapters=num_chapters,
                 num_shared_chapters=1,
                 top_k=64,
                 routed_scale=2.5,
-                scorer=linear(768, 4_096),
-                strategy=RollingRouting(window=128),
+                scorer=linear(768, num_chapters - 1),
+                strategy=strategy,
                 losses=[LoadBalanceLoss(weight=0.01), RouterZLoss(weight=0.001)],
             ),
             mixing=JointSoftmax(),
@@ -95,20 +98,29 @@ def with_memory() -> MemoryTransformer:
     later tokens chose: in training the model sees its future, and what it generates is another
     model's text. Here each window of 128 tokens chooses from the one before, which is causal, and
     exact in cached generation. Rows of 1,024 tokens have eight windows; the first has nothing
-    before it and reads the same chapters in every row. `SequenceRouting()` in its place gives the
-    source's.
+    before it and reads the same chapters in every row. `with_memory_by_sequence` is the source's.
 
     Built where `torch.device` says: under `with torch.device("meta")` it takes no memory.
     """
+    return reading(num_chapters=4_097, strategy=RollingRouting(window=128))
+
+
+def with_memory_by_sequence() -> MemoryTransformer:
+    """Compose the same stack with the source's routing, which is not causal: for comparison."""
+    return reading(num_chapters=4_097, strategy=SequenceRouting())
+
+
+def reading(*, num_chapters: int, strategy: Strategy) -> MemoryTransformer:
+    """Compose the stack with a bank of so many chapters of 64 memory tokens."""
+    bank = StandardMemoryBank(num_memory_tokens=64 * num_chapters, dim=768, init=Normal(std=1.0))
     embedding = TokenEmbedding(vocab_size=49_152, dim=768, init=Normal(std=0.02))
     rotary = RotaryEmbedding(head_dim=64, max_positions=2_048, base=100_000.0)
-    bank = StandardMemoryBank(num_memory_tokens=262_208, dim=768, init=Normal(std=1.0))
 
     def attend() -> Residual:
         return attention(rotary)
 
     def recall() -> Residual:
-        return chapters(bank)
+        return chapters(bank, num_chapters=num_chapters, strategy=strategy)
 
     return MemoryTransformer(
         embedding=embedding,

@@ -11,6 +11,7 @@ from memtx.data import Batches, Fact, TextRows
 from memtx.train import (
     AdamW,
     DataParallel,
+    Fresh,
     FullPrecision,
     JsonLines,
     NextTokenLoss,
@@ -121,10 +122,12 @@ def pretrain(
         schedule=WarmupCosine(warmup_steps=20, total_steps=STEPS, floor=0.0),
         precision=FullPrecision(),
         parallelism=parallelism,
+        start=Fresh(),
         steps=STEPS,
         accumulation=1,
         clip_norm=1.0,
         evaluations=[],
+        callbacks=[],
         checkpoints=[],
         loggers=[
             ProgressBar(title="pretrain", total_steps=STEPS),

@@ -21,11 +21,13 @@ from memtx import (
     Linear,
     LinearMemoryAttention,
     LowRankLinear,
+    MappedMemoryBank,
     MemoryBlock,
     MemoryCrossAttention,
     MemoryTransformer,
     NoPositions,
     Normal,
+    OffloadedMemoryBank,
     PromptRouting,
     QuantizedMemoryBank,
     ReducedDimMemoryBank,
@@ -46,7 +48,7 @@ from memtx import (
     TokenEmbedding,
     TokenRouting,
 )
-from memtx.interfaces import Branch, MemoryBank, Norm, Projection, Sublayer
+from memtx.interfaces import Branch, DistantBank, MemoryBank, Norm, Projection, Sublayer
 from memtx.memory import Routing
 from tests.models import stacks
 from tests.models.stacks import ROTARY, VOCABULARY, attention_arguments
@@ -118,6 +120,12 @@ CONTRACTS = [
     line(ReducedDimMemoryBank, lambda: {"num_memory_tokens": 7, "rank": 2, "init": Normal(std=1.0)}, None, (7, 2), MemoryBank),  # noqa: E501
     line(QuantizedMemoryBank, lambda: {"num_memory_tokens": 7, "dim": 40, "bits": 8, "block_size": 64}, None, (7, 40), MemoryBank),  # noqa: E501
     line(QuantizedMemoryBank, lambda: {"num_memory_tokens": 7, "dim": 40, "bits": 4, "block_size": 128}, None, (7, 40), MemoryBank),  # noqa: E501
+    line(OffloadedMemoryBank, lambda: {"stored": bank_of(8, 4), "tokens_per_chapter": 2, "num_resident_chapters": 4}, None, (8, 4), DistantBank),  # noqa: E501
+    line(OffloadedMemoryBank, lambda: {"stored": FactorizedMemoryBank(num_memory_tokens=8, dim=4, rank=2, init=Normal(std=1.0)), "tokens_per_chapter": 2, "num_resident_chapters": 4}, None, (8, 4), DistantBank),  # noqa: E501
+    line(OffloadedMemoryBank, lambda: {"stored": QuantizedMemoryBank(num_memory_tokens=8, dim=40, bits=8, block_size=64), "tokens_per_chapter": 8, "num_resident_chapters": 1}, None, (8, 40), DistantBank),  # noqa: E501
+    line(MappedMemoryBank, lambda: {"stored": bank_of(8, 4), "tokens_per_chapter": 2, "num_resident_chapters": 4}, None, (8, 4), DistantBank),  # noqa: E501
+    line(MappedMemoryBank, lambda: {"stored": ReducedDimMemoryBank(num_memory_tokens=8, rank=4, init=Normal(std=1.0)), "tokens_per_chapter": 4, "num_resident_chapters": 2}, None, (8, 4), DistantBank),  # noqa: E501
+    line(MappedMemoryBank, lambda: {"stored": FactorizedMemoryBank(num_memory_tokens=8, dim=4, rank=2, init=Normal(std=1.0)), "tokens_per_chapter": 2, "num_resident_chapters": 4}, None, (8, 4), DistantBank),  # noqa: E501
     line(MemoryCrossAttention, lambda: read_arguments(8), STREAM, STREAM, Sublayer),
     line(ChapterRouter, lambda: router_arguments(SequenceRouting()), STREAM, (2, 1, 4), None),
     line(ChapterRouter, lambda: router_arguments(RollingRouting(window=2)), STREAM, (2, 2, 4), None),  # noqa: E501

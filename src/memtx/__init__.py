@@ -29,7 +29,9 @@ from memtx.memory import (
     HybridRouting,
     IndependentSoftmax,
     JointSoftmax,
+    MappedMemoryBank,
     MemoryCrossAttention,
+    OffloadedMemoryBank,
     PromptRouting,
     QuantizedMemoryBank,
     ReducedDimMemoryBank,
@@ -38,6 +40,8 @@ from memtx.memory import (
     SequenceRouting,
     StandardMemoryBank,
     TokenRouting,
+    write_bank,
+    write_rows,
 )
 from memtx.models import (
     MemoryTransformer,
@@ -99,6 +103,7 @@ __all__ = [
     "LinearMemoryAttention",
     "LoadBalanceLoss",
     "LowRankLinear",
+    "MappedMemoryBank",
     "Memory",
     "MemoryAdapter",
     "MemoryBlock",
@@ -108,6 +113,7 @@ __all__ = [
     "MultiHeadMemory",
     "NoPositions",
     "Normal",
+    "OffloadedMemoryBank",
     "PromptRouting",
     "QuantizedMemoryBank",
     "RMSNorm",
@@ -144,6 +150,8 @@ __all__ = [
     "save_named",
     "to_source",
     "verify",
+    "write_bank",
+    "write_rows",
 ]
 
 

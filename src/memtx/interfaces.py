@@ -102,6 +102,14 @@ class MemoryBank(Protocol):
 
 
 @runtime_checkable
+class DistantBank(MemoryBank, Protocol):
+    """A bank whose rows lie elsewhere than where they are read: they come where indices lie."""
+
+    def fetch_ahead(self, indices: Tensor) -> None:
+        """Begin to fetch tokens that will be read; none is read wrongly without it."""
+
+
+@runtime_checkable
 class Rows(Protocol):
     """Rows of a data set by number: dicts with `input_ids` and `labels`."""
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from memtx import cli
+from memtx.cli import factories
 
 PARTS = '"""Small parts.\n\nMore."""\n\nX = 1\n'
 STACK = '"""A stack."""\n\nfrom factories.parts import X\n\nY = X + 1\n'
@@ -25,7 +26,7 @@ def shipped(tmp_path, monkeypatch):
     files = {"__init__": '"""F."""\n', "parts": PARTS, "stack": STACK, "whole": WHOLE}
     for name, text in files.items():
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(cli, "factories_folder", lambda: folder)
+    monkeypatch.setattr(factories, "factories_folder", lambda: folder)
 
 
 def test_list_names_each_factory_with_its_summary(shipped, capsys):
@@ -86,13 +87,14 @@ def test_an_incomplete_command_line_exits_with_2(arguments):
 
 
 def test_without_factories_it_says_where_it_looked(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "src" / "memtx" / "cli.py"))
+    path = tmp_path / "src" / "memtx" / "cli" / "factories.py"
+    monkeypatch.setattr(factories, "__file__", str(path))
     assert cli.run(["factories", "list"]) == 1
     assert f"repository={tmp_path / 'factories'}" in capsys.readouterr().err
 
 
 def test_every_factory_of_the_repository_stands_alone(tmp_path):
-    for name in cli.factory_names(cli.factories_folder()):
+    for name in factories.factory_names(factories.factories_folder()):
         folder = tmp_path / name
         assert cli.run(["factories", "copy", name, str(folder)]) == 0
         text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))

@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     r"python examples/train_tensor_memory\.py.*": "tests/examples/test_train_tensor_memory.py",
     r"python examples/associative_recall\.py.*": "tests/examples/test_associative_recall.py",
     r"pip install \.": "tests/packaging/test_wheel.py",
-    r"memtx factories (list|copy qwen_adapter my_factories)": "tests/test_cli.py",
+    r"memtx factories (list|copy qwen_adapter my_factories)": "tests/cli/test_factories.py",
     r"memtx verify memory( --json)?": "tests/spec/test_verify.py",
+    r"python -m memtx\.evaluate\.harness --model memtx .*": "tests/evaluate/harness/test_model.py",
 }

@@ -10,6 +10,10 @@ from tests.rules.source import ROOT
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
+# Modules that no other imports, and the library of an extra without which they do not load.
+NEEDED = {"memtx.evaluate.harness": "lm_eval"}
+
+
 def modules() -> list[str]:
     """The names of all modules, found as files: finding them imports nothing."""
     paths = [
@@ -23,6 +27,9 @@ def modules() -> list[str]:
 @pytest.mark.parametrize("name", modules())
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for module, library in NEEDED.items():
+        if name == module or name.startswith(f"{module}."):
+            pytest.importorskip(library, reason=f"{module} needs {library}")
     # The report on failures goes to standard output, which pytest shows.
     result = doctest.testmod(importlib.import_module(name), optionflags=OPTIONS)
     assert result.failed == 0

@@ -19,6 +19,7 @@ from memtx import MemoryAdapter, load_adapter, save, verify
 from memtx.data import Batches, TextRows
 from memtx.train import (
     AdamW,
+    Fresh,
     FullPrecision,
     NextTokenLoss,
     Objective,
@@ -48,10 +49,12 @@ def run(*, model, terms, streams, groups, steps):
         schedule=WarmupCosine(warmup_steps=0, total_steps=steps, floor=1.0),
         precision=FullPrecision(),
         parallelism=SingleProcess(device=CPU),
+        start=Fresh(),
         steps=steps,
         accumulation=1,
         clip_norm=1.0,
         evaluations=[],
+        callbacks=[],
         checkpoints=[],
         loggers=[],
     ).run()

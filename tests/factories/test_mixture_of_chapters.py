@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from factories.mixture_of_chapters import control, with_memory
+from factories.mixture_of_chapters import control, reading, with_memory, with_memory_by_sequence
 from memtx import (
     JointSoftmax,
     LoadBalanceLoss,
@@ -12,6 +12,7 @@ from memtx import (
     RoutedMemoryCrossAttention,
     RouterZLoss,
     SelfAttention,
+    SequenceRouting,
     StandardMemoryBank,
     SwiGLU,
     Zeros,
@@ -21,8 +22,16 @@ from memtx import (
 )
 from memtx.evaluate import forward_flops
 
-COMPOSITIONS = {"with_memory": with_memory, "control": control}
-PARAMETERS = {"with_memory": 371_273_472, "control": 202_937_088}
+COMPOSITIONS = {
+    "with_memory": with_memory,
+    "with_memory_by_sequence": with_memory_by_sequence,
+    "control": control,
+}
+PARAMETERS = {
+    "with_memory": 371_273_472,
+    "with_memory_by_sequence": 371_273_472,
+    "control": 202_937_088,
+}
 
 
 @pytest.fixture(scope="module", params=COMPOSITIONS)
@@ -93,6 +102,23 @@ def test_every_read_has_the_values_of_the_paper(memory):
         assert (reader.num_heads, reader.num_kv_heads) == (12, 12)
         assert reader.o_proj.init == Zeros()
     assert len({id(reader.router) for reader in readers_of(memory)}) == 4
+
+
+def test_the_source_s_routing_differs_in_nothing_else(memory):
+    with torch.device("meta"):
+        other = with_memory_by_sequence()
+    for mine, theirs in zip(readers_of(memory), readers_of(other), strict=True):
+        assert theirs.router.strategy == SequenceRouting()
+        theirs.router.strategy = mine.router.strategy
+    assert describe(other) == describe(memory)
+
+
+def test_a_bank_grows_by_chapters_of_64():
+    with torch.device("meta"):
+        model = reading(num_chapters=16_384, strategy=SequenceRouting())
+    assert model.banks[0].num_memory_tokens == 1_048_576
+    assert {reader.router.scorer.out_features for reader in readers_of(model)} == {16_383}
+    assert {reader.tokens_per_chapter for reader in readers_of(model)} == {64}
 
 
 def test_attention_and_mlp_have_the_sizes_of_the_paper(composed):

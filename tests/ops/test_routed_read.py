@@ -164,3 +164,28 @@ def test_gpu_stays_near_the_reference(read, padded, dtype):
     tolerance = 1e-4 if dtype == torch.float32 else 0.02
     for one, other in zip(given, wanted, strict=True):
         assert (one.cpu().double() - other).norm() < tolerance * other.norm()
+
+
+@each_read
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_chapters_in_the_order_of_the_choices_need_no_choice(read, size):
+    length, segment, padded, heads, kv_heads, width, chosen = size
+    segments = segments_of(length, width=segment, padded=padded)
+    query, key, value, choice, weights = inputs(
+        segments, heads=heads, kv_heads=kv_heads, width=width, chosen=chosen, dtype=torch.float32
+    )
+    upstream = torch.randn_like(query)
+    wanted = with_gradients(
+        lambda *given: read[0](*given, segments, 0.0),
+        (query, key, value, choice, weights),
+        upstream,
+    )
+    given = with_gradients(
+        lambda q, k, v, _, w: read[0](
+            q, k[choice.flatten()], v[choice.flatten()], None, w, segments, 0.0
+        ),
+        (query, key, value, choice, weights),
+        upstream,
+    )
+    for mine, theirs in zip(given, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

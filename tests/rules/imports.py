@@ -26,7 +26,17 @@ LAYERS = [
 ]
 ROWS = {unit: row for row, units in enumerate(LAYERS) for unit in units}
 OUTSIDE = {"factories", "examples", "benchmarks", "tests"}
-HEAVY = {"transformers", "datasets", "peft", "bitsandbytes", "matplotlib", "rich"}
+HEAVY = {
+    "transformers",
+    "datasets",
+    "peft",
+    "bitsandbytes",
+    "matplotlib",
+    "rich",
+    "tensorboard",
+    "wandb",
+    "lm_eval",
+}
 
 
 def imports_point_down(source: Source) -> list[str]:

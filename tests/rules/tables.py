@@ -52,7 +52,14 @@ ENTRY_POINTS: Table = {
     "src/memtx/blocks.py:MemoryBlock.forward": ["context"],
     "src/memtx/blocks.py:Residual.branch": ["context"],
     "src/memtx/blocks.py:Residual.forward": ["context"],
+    "src/memtx/data/edits.py:read_edits": ["num_edits"],
     "src/memtx/data/facts.py:read_facts": ["num_facts"],
+    "src/memtx/data/questions.py:read_questions": ["num_questions"],
+    "src/memtx/evaluate/editing.py:editing": ["memories"],
+    "src/memtx/evaluate/harness/model.py:MemtxLM.create_from_arg_obj": ["additional_config"],
+    "src/memtx/evaluate/harness/model.py:MemtxLM.create_from_arg_string": ["additional_config"],
+    "src/memtx/evaluate/multiple_choice.py:multiple_choice": ["memories"],
+    "src/memtx/evaluate/recall.py:recall": ["memories"],
     "src/memtx/huggingface.py:MemtxForCausalLM.__init__": ["model"],
     "src/memtx/memory/cross_attention.py:MemoryCrossAttention.forward": ["context"],
     "src/memtx/memory/routed_attention.py:RoutedMemoryCrossAttention.forward": ["context"],
@@ -111,6 +118,8 @@ PASS_THROUGH: Table = {
     "src/memtx/adapters/adapter.py:MemoryAdapter.generate": ["args", "kwargs"],
     "src/memtx/adapters/memory_library.py:MemoryLibrary.forward": ["kwargs"],
     "src/memtx/adapters/memory_library.py:MemoryLibrary.generate": ["args", "kwargs"],
+    "src/memtx/evaluate/harness/model.py:MemtxLM.__init__": ["kwargs"],
+    "src/memtx/evaluate/harness/model.py:MemtxLM._loglikelihood_tokens": ["kwargs"],
     "src/memtx/huggingface.py:MemtxForCausalLM._upload_modified_files": ["args", "kwargs"],
     "src/memtx/huggingface.py:MemtxForCausalLM.from_pretrained": ["args", "kwargs"],
     "src/memtx/huggingface.py:MemtxForCausalLM.save_pretrained": ["args", "kwargs"],
@@ -145,6 +154,7 @@ POSITIONAL: Table = {
 
 # Base classes beside nn.Module, Protocol, Enum, NamedTuple and errors.
 INHERITANCE: Table = {
+    "src/memtx/evaluate/harness/model.py:MemtxLM": ["HFLM"],
     "src/memtx/huggingface.py:MemtxForCausalLM": ["Face"],
     "src/memtx/models/face.py:Face": ["PreTrainedModel", "GenerationMixin"],
     "src/memtx/models/face.py:Generator": ["Face"],
@@ -160,6 +170,8 @@ INHERITANCE: Table = {
 
 # Heavy libraries imported when a module of src loads.
 HEAVY_IMPORTS: Table = {
+    "src/memtx/evaluate/harness/__main__.py": ["lm_eval"],
+    "src/memtx/evaluate/harness/model.py": ["lm_eval"],
     "src/memtx/huggingface.py": ["transformers"],
     "src/memtx/models/face.py": ["transformers"],
     "src/memtx/models/output.py": ["transformers"],

@@ -39,7 +39,7 @@ def test_upward_is_reported(path, text):
         ("src/memtx/memory/__init__.py", "from memtx.memory.bank import A"),
         ("src/memtx/memory/bank.py", "from .router import A\nfrom . import mixing"),
         ("src/memtx/blocks.py", "from .memory import A"),
-        ("src/memtx/cli.py", "from memtx.train import A"),
+        ("src/memtx/cli/train.py", "from memtx.train import A"),
         ("factories/parts.py", "import memtx\nfrom memtx import A\nfrom factories.other import B"),
         ("examples/train.py", "from factories.parts import A\nfrom memtx.train import B"),
         ("benchmarks/speed.py", "from factories.parts import A"),

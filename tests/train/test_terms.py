@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from memtx import HybridRouting
+from memtx import HybridRouting, Memory, MemoryLibrary
 from memtx.data.protocols import Batch
 from memtx.train import NextTokenLoss, Objective
 from tests import routing
@@ -136,9 +136,24 @@ def test_locality_leaves_the_switch_as_it_was(model, texts):
         assert not model.is_enabled()
 
 
+def test_locality_of_the_active_memory_of_a_library_is_that_of_an_adapter(model, texts):
+    tiny.perturb(model)
+    term = tiny.locality_term(weight=1.0)
+    wanted = total(term, model, texts).item()
+    memory = Memory(banks=list(model.banks), insertions=list(model.insertions))
+    library = MemoryLibrary(base=model.remove(), memories={"one": memory})
+    assert total(term, library, texts).item() == 0.0
+    library.activate("one")
+    given = total(term, library, texts)
+    assert given.item() == pytest.approx(wanted, rel=1e-5)
+    given.backward()
+    assert all(p.grad.abs().sum() > 0.0 for p in memory.parameters())
+
+
 def test_locality_refuses_a_model_whose_memory_cannot_be_switched():
     expected = (
-        "LocalityLoss: the model must be a MemoryAdapter or a PEFT.* got model='LlamaForCausalLM';"
+        "LocalityLoss: the model must be a MemoryAdapter, a MemoryLibrary or a PEFT .* "
+        "got model='LlamaForCausalLM';"
     )
     with pytest.raises(ValueError, match=expected):
         Objective(model=tiny.base(seed=0), terms=[tiny.locality_term(weight=1.0)])

@@ -46,14 +46,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_does_harm(model, tmp_
         checkpoints=[Checkpoints(model=model, folder=folder, every=2, keep=1)],
         loggers=[logger],
     )
-    with pytest.raises(FloatingPointError, match="must stay finite, got .*'step': 4, 'loss': nan"):
+    with pytest.raises(
+        FloatingPointError, match="must stay finite, got step=4, loss=nan, .*facts 3 "
+    ):
         trainer.run()
     now = tiny.memory_of(model)
     assert all(
         torch.equal(now[name].nan_to_num(), left.nan_to_num()) for name, left in poison.left.items()
     )
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    with pytest.raises(ValueError, match="closed file"):
+    with pytest.raises(ValueError, match="was not closed, got step=4;"):
         logger.log({"step": 4})
     assert names_in(folder) == ["step-00000002"]
     loaded = load_adapter(folder / "step-00000002", base=tiny.base(seed=0))
@@ -64,7 +66,7 @@ def test_a_monstrous_learning_rate_stops_with_a_sound_checkpoint(model, tmp_path
     trainer = tiny.trainer(model=model, steps=6)
     checkpoints = Checkpoints(model=model, folder=tmp_path, every=1, keep=1)
     group = replace(trainer.groups[0], learning_rate=1e10)
-    with pytest.raises(FloatingPointError, match="Trainer: .*'loss': nan"):
+    with pytest.raises(FloatingPointError, match="Trainer: .* loss=nan"):
         replace(trainer, groups=[group], checkpoints=[checkpoints]).run()
     (name,) = names_in(tmp_path)
     loaded = load_adapter(tmp_path / name, base=tiny.base(seed=0))
@@ -94,7 +96,7 @@ def test_loggers_are_closed_when_an_evaluation_fails(model, tmp_path):
     trainer = replace(tiny.trainer(model=model, steps=1), evaluations=[Failing()], loggers=[logger])
     with pytest.raises(RuntimeError, match="no such measure"):
         trainer.run()
-    with pytest.raises(ValueError, match="closed file"):
+    with pytest.raises(ValueError, match="was not closed, got step=1;"):
         logger.log({"step": 1})
 
 

@@ -15,6 +15,7 @@ from memtx.memory.router import RouterLoss
 from memtx.memory.strategies import RoutingStrategy
 from memtx.train import (
     AdamW,
+    Fresh,
     FullPrecision,
     LocalityLoss,
     NextTokenLoss,
@@ -164,10 +165,12 @@ def trainer(*, model: MemoryAdapter, steps: int) -> Trainer:
         schedule=WarmupCosine(warmup_steps=0, total_steps=steps, floor=1.0),
         precision=FullPrecision(),
         parallelism=SingleProcess(device=torch.device("cpu")),
+        start=Fresh(),
         steps=steps,
         accumulation=1,
         clip_norm=math.inf,
         evaluations=[],
+        callbacks=[],
         checkpoints=[],
         loggers=[],
     )

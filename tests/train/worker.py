@@ -24,7 +24,8 @@ from memtx.train import (
     Trainer,
     launched,
 )
-from memtx.train.parallel import DataParallel, SingleProcess
+from memtx.train.data_parallel import DataParallel
+from memtx.train.parallel import SingleProcess
 from tests.train import tiny
 
 STEPS = 4

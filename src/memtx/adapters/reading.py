@@ -167,7 +167,7 @@ class Reading:
             batch=tokens.shape[0],
             length=tokens.shape[1],
             device=tokens.device,
-            attention_mask=_real(mask, known=past + tokens.shape[1]),
+            attention_mask=real_tokens(mask, known=past + tokens.shape[1]),
             position_ids=kwargs.get("position_ids"),
             labels=self._labels,
             cache=cache,
@@ -182,8 +182,13 @@ class Reading:
         return bool(module.config.use_cache if asked is None else asked) and not module.training
 
 
-def _real(mask: Any, *, known: int) -> Tensor | None:
-    """Give the plain mask `[batch, known]` out of what `generate` makes of it for some caches."""
+def real_tokens(mask: Any, *, known: int) -> Tensor | None:
+    """Give the plain mask `[batch, known]` out of what `generate` makes of it for some caches.
+
+    Args:
+        mask: the mask of a call of a base, in any of its forms.
+        known: how many places it is about: those of the cache and of the call.
+    """
     if isinstance(mask, dict):
         mask = mask.get("full_attention")
     if not isinstance(mask, Tensor):

@@ -170,8 +170,12 @@ def _residual(parts: Parts, x: Tensor) -> Tensor:
 
 def _cross_attention(parts: Parts, x: Tensor) -> Tensor:
     first = parts[0]
+    is_frozen = any(part.frozen is not None for part in parts)
 
     def keys_and_values() -> tuple[Tensor, Tensor]:
+        if is_frozen:
+            pairs = [part.keys_and_values(x.device) for part in parts]
+            return torch.stack([key for key, _ in pairs]), torch.stack([each for _, each in pairs])
         tokens = torch.stack([part.bank().to(x.device) for part in parts])
         key = _mapped(_children(parts, "k_proj"), tokens)
         value = _mapped(_children(parts, "v_proj"), tokens)
@@ -180,7 +184,10 @@ def _cross_attention(parts: Parts, x: Tensor) -> Tensor:
 
     key, value = _kept(parts, keys_and_values)
     query = _mapped(_children(parts, "q_proj"), x).unflatten(-1, (first.num_heads, -1))
-    read = dense_reads(query, key, value, first.dropout if first.training else 0.0)
+    dropout = first.dropout if first.training else 0.0
+    # A frozen memory is read in the dtype in which it is kept.
+    dtype = key.dtype if is_frozen else query.dtype
+    read = dense_reads(query.to(dtype), key, value, dropout).to(query.dtype)
     return _mapped(_children(parts, "o_proj"), read.flatten(-2))
 
 

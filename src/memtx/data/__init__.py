@@ -2,12 +2,14 @@
 
 from memtx.data.batches import Batches
 from memtx.data.documents import Documents, ShuffleBuffer
+from memtx.data.edits import Edit, EditFields, read_edits
 from memtx.data.encoders import ChatEncoder, TextEncoder, TokensEncoder
 from memtx.data.facts import Fact, FactRows, fact_tokens, read_facts
 from memtx.data.layouts import Instruction, Messages, PromptCompletion
 from memtx.data.limits import CutLong, RefuseLong, SplitLong
 from memtx.data.packing import FullRows, OnePerRow, WholeDocuments
 from memtx.data.protocols import Stream
+from memtx.data.questions import Question, read_questions
 from memtx.data.sources import Shuffled, Streamed
 from memtx.data.streams import StreamBatches
 from memtx.data.templates import PlainTemplate, TokenizerTemplate
@@ -18,6 +20,8 @@ __all__ = [
     "ChatEncoder",
     "CutLong",
     "Documents",
+    "Edit",
+    "EditFields",
     "Fact",
     "FactRows",
     "FullRows",
@@ -26,6 +30,7 @@ __all__ = [
     "OnePerRow",
     "PlainTemplate",
     "PromptCompletion",
+    "Question",
     "RefuseLong",
     "ShuffleBuffer",
     "Shuffled",
@@ -40,5 +45,7 @@ __all__ = [
     "WholeDocuments",
     "fact_tokens",
     "read_documents",
+    "read_edits",
     "read_facts",
+    "read_questions",
 ]

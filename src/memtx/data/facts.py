@@ -52,7 +52,7 @@ def read_facts(path: str | os.PathLike[str], num_facts: int | None = None) -> li
         ValueError: if the file is empty, its records have no known layout or hold something
             else than text, or it has fewer facts.
     """
-    records = _load_json(path)
+    records = read_records(path, owner="read_facts")
     layout = next((pair for pair in LAYOUTS if set(pair) <= set(records[0])), None)
     require(
         ok=layout is not None,
@@ -86,10 +86,20 @@ def read_facts(path: str | os.PathLike[str], num_facts: int | None = None) -> li
     return list(facts.values())[:num_facts]
 
 
-def _load_json(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_records(path: str | os.PathLike[str], *, owner: str) -> list[dict[str, Any]]:
+    """Read the objects of a JSON or JSON-lines file, each value as it is written.
+
+    Args:
+        path: the file.
+        owner: who asks.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no objects, or something else.
+    """
     file = Path(path)
     if not file.is_file():
-        message = f"read_facts: there must be a file, got path={str(file)!r}"
+        message = f"{owner}: there must be a file, got path={str(file)!r}"
         raise FileNotFoundError(f"{message}; check it.")
     try:
         # Read as written: readers of tables would turn an answer like 1990-01-05 into a time.
@@ -98,11 +108,11 @@ def _load_json(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         lines = [] if is_list else [line for line in text.split("\n") if line.strip()]
         records = json.loads(text) if is_list else [json.loads(line) for line in lines]
     except ValueError as error:
-        message = f"read_facts: a file must hold JSON records, got path={str(file)!r} ({error})"
+        message = f"{owner}: a file must hold JSON records, got path={str(file)!r} ({error})"
         raise ValueError(f"{message}; write a list of objects.") from error
     require(
         ok=bool(records) and all(isinstance(record, dict) for record in records),
-        owner="read_facts",
+        owner=owner,
         rule="a file must hold at least one record, and objects only",
         got={"path": str(file), "records": len(records)},
         remedy="pass a file with facts",

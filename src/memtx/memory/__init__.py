@@ -3,7 +3,10 @@
 from memtx.memory.bank import StandardMemoryBank
 from memtx.memory.cross_attention import MemoryCrossAttention
 from memtx.memory.low_rank import FactorizedMemoryBank, ReducedDimMemoryBank
+from memtx.memory.mapped import MappedMemoryBank
+from memtx.memory.mapped_files import write_bank, write_rows
 from memtx.memory.mixing import IndependentSoftmax, JointSoftmax
+from memtx.memory.offloaded import OffloadedMemoryBank
 from memtx.memory.quantized import QuantizedMemoryBank
 from memtx.memory.routed_attention import RoutedMemoryCrossAttention
 from memtx.memory.router import ChapterRouter, Routing
@@ -16,7 +19,9 @@ __all__ = [
     "HybridRouting",
     "IndependentSoftmax",
     "JointSoftmax",
+    "MappedMemoryBank",
     "MemoryCrossAttention",
+    "OffloadedMemoryBank",
     "PromptRouting",
     "QuantizedMemoryBank",
     "ReducedDimMemoryBank",
@@ -26,4 +31,6 @@ __all__ = [
     "SequenceRouting",
     "StandardMemoryBank",
     "TokenRouting",
+    "write_bank",
+    "write_rows",
 ]

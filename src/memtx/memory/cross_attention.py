@@ -2,12 +2,14 @@
 
 from typing import final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from memtx.context import Context
 from memtx.expression import component
 from memtx.interfaces import MemoryBank, Projection
+from memtx.memory.frozen import FrozenReads
 from memtx.ops.memory_read import dense_read
 from memtx.projections import check_heads, check_source
 
@@ -88,6 +90,8 @@ class MemoryCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.dropout = dropout
+        # What `memtx.generate.freeze_for_inference` puts here; never saved.
+        self.frozen: FrozenReads | None = None
 
     @property
     def dim(self) -> int:
@@ -103,9 +107,22 @@ class MemoryCrossAttention(nn.Module):
             x: the (normalised) stream.
             context: not used: every token reads alike.
         """
-        tokens = self.bank().to(x.device)
         query = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        key, value = self.keys_and_values(x.device)
+        # A frozen memory is read in the dtype in which it is kept.
+        dtype = query.dtype if self.frozen is None else key.dtype
+        read = dense_read(query.to(dtype), key, value, self.dropout if self.training else 0.0)
+        return self.o_proj(read.to(query.dtype).flatten(-2))
+
+    def keys_and_values(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Give keys and values of all memory tokens, `[memory, kv_heads, width]`.
+
+        Args:
+            device: where they are read.
+        """
+        if self.frozen is not None:
+            return self.frozen.all(self)
+        tokens = self.bank().to(device)
         key = self.k_proj(tokens).unflatten(-1, (self.num_kv_heads, -1))
         value = self.v_proj(tokens).unflatten(-1, (self.num_kv_heads, -1))
-        read = dense_read(query, key, value, self.dropout if self.training else 0.0)
-        return self.o_proj(read.flatten(-2))
+        return key, value

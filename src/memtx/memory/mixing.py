@@ -21,7 +21,7 @@ class Mixing(Protocol):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        choice: Tensor,
+        choice: Tensor | None,
         log_weight: Tensor,
         segments: Segments,
         dropout: float,
@@ -53,7 +53,7 @@ class JointSoftmax:
         query: Float[Tensor, "batch length heads width"],
         key: Float[Tensor, "chapters tokens kv_heads width"],
         value: Float[Tensor, "chapters tokens kv_heads width"],
-        choice: Int[Tensor, "batch segments chosen"],
+        choice: Int[Tensor, "batch segments chosen"] | None,
         log_weight: Float[Tensor, "batch segments chosen"],
         segments: Segments,
         dropout: float,
@@ -64,7 +64,7 @@ class JointSoftmax:
             query: the queries of each token.
             key: the keys of the chapters that are read.
             value: their values.
-            choice: which of these chapters each segment reads.
+            choice: which of these chapters each segment reads; None, they stand in order.
             log_weight: logarithms of their weights.
             segments: which segment each token belongs to.
             dropout: probability of dropping an attention weight.
@@ -94,7 +94,7 @@ class IndependentSoftmax:
         query: Float[Tensor, "batch length heads width"],
         key: Float[Tensor, "chapters tokens kv_heads width"],
         value: Float[Tensor, "chapters tokens kv_heads width"],
-        choice: Int[Tensor, "batch segments chosen"],
+        choice: Int[Tensor, "batch segments chosen"] | None,
         log_weight: Float[Tensor, "batch segments chosen"],
         segments: Segments,
         dropout: float,
@@ -105,7 +105,7 @@ class IndependentSoftmax:
             query: the queries of each token.
             key: the keys of the chapters that are read.
             value: their values.
-            choice: which of these chapters each segment reads.
+            choice: which of these chapters each segment reads; None, they stand in order.
             log_weight: logarithms of their weights.
             segments: which segment each token belongs to.
             dropout: probability of dropping an attention weight.

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from itertools import chain
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
 from memtx.checks import require
-from memtx.interfaces import MemoryBank
+from memtx.interfaces import DistantBank, MemoryBank
 
 
 def check_banks(
@@ -41,6 +42,15 @@ def check_banks(
     )
 
 
+def is_distant(bank: MemoryBank) -> TypeGuard[DistantBank]:
+    """Tell whether the rows of a bank lie elsewhere than where they are read.
+
+    Args:
+        bank: the bank.
+    """
+    return hasattr(bank, "fetch_ahead")  # asked in every read: quicker than the protocol
+
+
 def rows_for(bank: MemoryBank, indices: Tensor) -> Tensor:
     """Give rows of a bank where they are asked for: a bank that layers share may stand elsewhere.
 
@@ -48,6 +58,8 @@ def rows_for(bank: MemoryBank, indices: Tensor) -> Tensor:
         bank: the bank.
         indices: which memory tokens.
     """
+    if is_distant(bank):
+        return bank.rows(indices)
     tensors = chain(bank.parameters(), bank.buffers()) if isinstance(bank, nn.Module) else ()
     home = next((tensor.device for tensor in tensors), indices.device)
     return bank.rows(indices.to(home)).to(indices.device)

@@ -5,7 +5,7 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from memtx.checks import refusal, require, require_positive
@@ -125,7 +125,7 @@ class QuantizedMemoryBank(nn.Module):
     def forward(self) -> Float[Tensor, "num_memory_tokens dim"]:
         """Give all memory tokens."""
         count = self.num_memory_tokens * self.dim
-        numbers = self._dequantize(self.codes, self.scales).flatten()[:count]
+        numbers = self.dequantize(self.codes, self.scales).flatten()[:count]
         return numbers.view(self.num_memory_tokens, self.dim)
 
     def rows(self, indices: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
@@ -140,7 +140,7 @@ class QuantizedMemoryBank(nn.Module):
         last_block = (first + self.dim - 1) // self.block_size
         steps = torch.arange(self._blocks_of_a_row(), device=first.device)
         blocks = torch.minimum(first[..., None] // self.block_size + steps, last_block[..., None])
-        values = self._dequantize(self.codes[blocks].flatten(0, -2), self.scales[blocks].flatten())
+        values = self.dequantize(self.codes[blocks].flatten(0, -2), self.scales[blocks].flatten())
         values = values.view(*indices.shape, steps.numel() * self.block_size)
         if self.dim % self.block_size == 0:
             return values
@@ -152,8 +152,15 @@ class QuantizedMemoryBank(nn.Module):
         latest = self.block_size - math.gcd(self.dim, self.block_size)
         return -(-(latest + self.dim) // self.block_size)
 
-    def _dequantize(self, codes: Tensor, scales: Tensor) -> Tensor:
-        """Turn blocks into their numbers, `[blocks, block_size]`."""
+    def dequantize(
+        self, codes: Shaped[Tensor, "blocks bytes"], scales: Float[Tensor, "blocks"]
+    ) -> Float[Tensor, "blocks block_size"]:
+        """Turn blocks of this bank, wherever they lie, into their numbers.
+
+        Args:
+            codes: the codes of each block.
+            scales: its scale; numbers come out in their dtype.
+        """
         size = self.block_size
         if codes.shape[0] == 0:
             return scales.new_empty(0, size)

@@ -5,15 +5,23 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from memtx.checks import require
 from memtx.context import Context
 from memtx.expression import component
-from memtx.interfaces import MemoryBank, Projection
+from memtx.interfaces import DistantBank, MemoryBank, Projection
+from memtx.memory.frozen import FrozenReads
 from memtx.memory.mixing import Mixing
-from memtx.memory.owned import rows_for
-from memtx.memory.router import ChapterRouter
+from memtx.memory.owned import is_distant, rows_for
+from memtx.memory.router import ChapterRouter, Routing
+from memtx.memory.sparse import sparse_rows
+from memtx.ops.segments import Segments
 from memtx.projections import check_heads, check_source
+
+# Elements of keys and values, laid side by side by segment, from which on a read keeps none of them
+# for the backward pass: 256 MiB in bfloat16. A read of the 371M stack by sequence has 0.8 as many.
+MANY_LAID = 2**27
 
 
 @final
@@ -23,7 +31,8 @@ class RoutedMemoryCrossAttention(nn.Module):
 
     The bank is cut into the router's number of chapters of equal size, in order. Only the memory
     tokens of chapters that some segment of the batch reads are looked up and projected, each
-    once.
+    once. Where segments are many, keys and values are not kept for the backward pass but made
+    again there, with the read.
 
     Args:
         bank: the memory tokens; pass one instance to several readers to share it.
@@ -118,6 +127,10 @@ class RoutedMemoryCrossAttention(nn.Module):
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.dropout = dropout
+        # What `memtx.generate.freeze_for_inference` puts here; never saved.
+        self.frozen: FrozenReads | None = None
+        # What `memtx.train.sparse_bank_gradients` sets.
+        self.sparse_gradients = False
 
     @property
     def dim(self) -> int:
@@ -141,28 +154,88 @@ class RoutedMemoryCrossAttention(nn.Module):
         here = Context.plain(x) if context is None else context
         routing = self.router(x, here)
         here.routings.append((self.router, routing))
-        tokens, choice = self._tokens(routing.chapters)
-        read = self.mixing(
-            query=self.q_proj(x).unflatten(-1, (self.num_heads, -1)),
-            key=self.k_proj(tokens).unflatten(-1, (self.num_kv_heads, -1)),
-            value=self.v_proj(tokens).unflatten(-1, (self.num_kv_heads, -1)),
-            choice=choice,
-            log_weight=routing.log_weights,
-            segments=routing.segments,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        query = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        given = (query, routing.chapters, routing.log_weights, routing.segments)
+        if self._recomputes(routing):
+            read = checkpoint(
+                self._read, *given, use_reentrant=False, preserve_rng_state=self.dropout > 0.0
+            )
+        else:
+            read = self._read(*given)
+        if self.frozen is None and is_distant(self.bank) and not torch.is_grad_enabled():
+            self._fetch_ahead(self.bank, here)
         return self.o_proj(read.flatten(-2))
 
-    def _tokens(self, chapters: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the memory tokens that are read, by chapter, and each choice's place among them."""
-        count, size = self.router.num_chapters, self.tokens_per_chapter
-        if torch.compiler.is_compiling():
-            # A trace must know how many there are: all choices, or the whole bank if it is less.
-            if chapters.numel() >= count:
-                return self.bank().to(chapters.device).unflatten(0, (count, size)), chapters
-            distinct = chapters.flatten()
-            choice = torch.arange(distinct.shape[0], device=chapters.device).view_as(chapters)
-        else:
+    def _recomputes(self, routing: Routing) -> bool:
+        """Tell whether keys and values are made again in the backward pass instead of kept."""
+        laid = routing.chapters.numel() * self.tokens_per_chapter
+        laid *= self.k_proj.out_features + self.v_proj.out_features
+        # Tokens that choose for themselves are sorted, and lay nothing side by side.
+        is_laid = routing.segments.width > 1 and laid >= MANY_LAID
+        return is_laid and self.frozen is None and torch.is_grad_enabled()
+
+    def _read(
+        self, query: Tensor, chapters: Tensor, log_weights: Tensor, segments: Segments
+    ) -> Tensor:
+        key, value, choice = self.keys_and_values(chapters)
+        # A frozen memory is read in the dtype in which it is kept.
+        dtype = query.dtype if self.frozen is None else key.dtype
+        read: Tensor = self.mixing(
+            query=query.to(dtype),
+            key=key,
+            value=value,
+            choice=choice,
+            log_weight=log_weights,
+            segments=segments,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return read.to(query.dtype)
+
+    def _fetch_ahead(self, bank: DistantBank, context: Context) -> None:
+        """Let a bank fetch what segments that begin with the next token will read."""
+        chapters = None if torch.compiler.is_compiling() else self.router.following(context)
+        if chapters is not None:
+            size = self.tokens_per_chapter
+            within = torch.arange(size, device=chapters.device)
+            bank.fetch_ahead(chapters.flatten()[:, None] * size + within)
+
+    def keys_and_values(self, chapters: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Give keys and values by chapter, and each choice's place among these chapters.
+
+        Without places there is one chapter for each choice.
+
+        Args:
+            chapters: the chapters that segments read, in any shape.
+        """
+        size = self.tokens_per_chapter
+        if self.frozen is not None:
+            return self.frozen.chapters(self, chapters, size, self._distinct)
+        distinct, choice = self._distinct(chapters)
+        tokens = self._tokens(distinct, device=chapters.device)
+        key = self.k_proj(tokens).unflatten(-1, (self.num_kv_heads, -1))
+        value = self.v_proj(tokens).unflatten(-1, (self.num_kv_heads, -1))
+        return key, value, choice
+
+    def _tokens(self, chapters: Tensor | None, *, device: torch.device) -> Tensor:
+        """Give the memory tokens of chapters, or of all."""
+        size = self.tokens_per_chapter
+        if chapters is None and not self.sparse_gradients:
+            tokens: Tensor = self.bank().to(device).unflatten(0, (-1, size))
+            return tokens
+        if chapters is None:
+            chapters = torch.arange(self.router.num_chapters, device=device)
+        rows = chapters[:, None] * size + torch.arange(size, device=device)
+        return sparse_rows(self.bank, rows) if self.sparse_gradients else rows_for(self.bank, rows)
+
+    def _distinct(self, chapters: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Give the chapters that are read and each choice's place among them.
+
+        None instead of chapters is all of them; instead of places, one chapter for each choice.
+        """
+        if is_distant(self.bank) or not torch.compiler.is_compiling():
             distinct, choice = chapters.unique(return_inverse=True)
-        within = torch.arange(size, device=chapters.device)
-        return rows_for(self.bank, distinct[:, None] * size + within), choice
+            return distinct, choice
+        # A trace must know how many there are: all choices, or the whole bank if it is less.
+        if chapters.numel() >= self.router.num_chapters:
+            return None, chapters
+        return chapters.flatten(), None

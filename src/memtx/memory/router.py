@@ -14,7 +14,7 @@ from memtx.checks import require, require_positive
 from memtx.context import Context
 from memtx.expression import component
 from memtx.interfaces import Projection
-from memtx.memory.strategies import NOTHING, RoutingStrategy
+from memtx.memory.strategies import NOTHING, RoutingStrategy, Windows
 from memtx.ops.segments import Segments
 
 
@@ -203,6 +203,8 @@ class ChapterRouter(nn.Module):
         if self.strategy.remembers:
             keys, values = here.remember(x[:, None], prompt[:, None, :, None].to(x.dtype))
             seen, prompt = keys[:, 0], values[:, 0, :, 0] > 0
+            if here.cache is not None and not torch.is_grad_enabled():
+                here.memo[self, "remembered"] = seen, prompt
         marks = self.strategy.marks(here, prompt)
         segments = _segments(marks.piece, strategy=self.strategy, context=here)
         vectors = x
@@ -226,6 +228,28 @@ class ChapterRouter(nn.Module):
             segments=segments,
             num_shared_chapters=self.num_shared_chapters,
         )
+
+    def following(self, context: Context) -> Tensor | None:
+        """Give what segments that begin with the next token will read, if that is known by now.
+
+        Only in a generation with a cache, after a forward of its context. The choice itself is made
+        when the segment begins: this one may differ from it in the last bits of a mean.
+
+        Args:
+            context: the tokens of that forward.
+
+        Returns:
+            Chapters `[rows, 1, chosen]` of the rows in which a segment begins; None if in none.
+        """
+        if (self, "remembered") not in context.memo or not isinstance(self.strategy, Windows):
+            return None
+        seen, prompt = context.memo[self, "remembered"]
+        rows = self.strategy.completed(context, prompt)
+        if not rows:
+            return None
+        with torch.autocast(seen.device.type, enabled=False):
+            pooled = seen[rows, -self.strategy.window :].float().mean(dim=1, keepdim=True)
+        return self._chosen(self._logits(pooled))[0]
 
     def _logits(self, vectors: Tensor) -> Tensor:
         # Scores decide by small differences: autocast would round them.

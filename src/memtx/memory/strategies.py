@@ -66,6 +66,18 @@ class RoutingStrategy(Protocol):
         """Give the most pieces of one document in a stream of so many tokens."""
 
 
+@runtime_checkable
+class Windows(Protocol):
+    """A strategy whose segments choose from the tokens before them, and so before they begin."""
+
+    @property
+    def window(self) -> int:
+        """How many of the last tokens the next segment chooses from."""
+
+    def completed(self, context: Context, prompt: Tensor) -> list[int]:
+        """Give the rows in which the next token begins a segment that chooses from these."""
+
+
 @final
 @component
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -72,6 +72,16 @@ class RollingRouting:
         """
         return min(self.window, length)
 
+    def completed(self, context: Context, prompt: Bool[Tensor, "batch known"]) -> list[int]:
+        """Give the rows whose window is full.
+
+        Args:
+            context: the tokens.
+            prompt: not used.
+        """
+        counts = _counts(context)
+        return [row for row, count in enumerate(counts) if count and count % self.window == 0]
+
     def count(self, length: int, past: int) -> int:
         """Give how many windows the tokens can touch.
 
@@ -153,6 +163,19 @@ class HybridRouting:
         """
         return min(self.window, length)
 
+    def completed(self, context: Context, prompt: Bool[Tensor, "batch known"]) -> list[int]:
+        """Give the rows whose window of generated tokens is full.
+
+        Args:
+            context: the tokens.
+            prompt: those of the prompt.
+        """
+        if "prompts" not in context.memo:
+            context.memo["prompts"] = prompt.sum(dim=1).tolist()
+        pairs = zip(_counts(context), context.memo["prompts"], strict=True)
+        generated = [count - length for count, length in pairs]
+        return [row for row, count in enumerate(generated) if count and count % self.window == 0]
+
     def count(self, length: int, past: int) -> int:
         """Give how many pieces of the prompt and windows the tokens can touch.
 
@@ -163,6 +186,16 @@ class HybridRouting:
         windows = _windows(length=length, window=self.window, starts=past == 0)
         # The prompt may end, and the windows begin, at any token.
         return min(windows + 1, length)
+
+
+def _counts(context: Context) -> list[int]:
+    """Give how many real tokens each row has by now; asked of a GPU once in a forward."""
+    if context.all_real and not context.packed:
+        return [context.known] * context.real.shape[0]
+    if "counts" not in context.memo:
+        context.memo["counts"] = (context.index[:, -1] + 1).tolist()
+    counts: list[int] = context.memo["counts"]
+    return counts
 
 
 def _windows(*, length: int, window: int, starts: bool) -> int:

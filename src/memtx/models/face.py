@@ -105,6 +105,10 @@ class Face(PreTrainedModel, GenerationMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Leave the weights as the parts' own initialisers made them."""
 
+    def halves(self) -> Any:
+        """Give stack and head of the composed model, for losses that hold few logits at a time."""
+        return self.model.halves()
+
     def get_input_embeddings(self) -> nn.Module:
         """Give the token embedding."""
         embedding: nn.Module = self.model.embedding

@@ -123,7 +123,7 @@ def joint_read(
     query: Float[Tensor, "batch length heads width"],
     key: Float[Tensor, "chapters tokens kv_heads width"],
     value: Float[Tensor, "chapters tokens kv_heads width"],
-    choice: Int[Tensor, "batch segments chosen"],
+    choice: Int[Tensor, "batch segments chosen"] | None,
     log_weight: Float[Tensor, "batch segments chosen"],
     segments: Segments,
     dropout: float,
@@ -138,13 +138,15 @@ def joint_read(
         query: the queries of each token.
         key: the keys of the chapters.
         value: their values.
-        choice: which chapters each segment reads.
+        choice: which chapters each segment reads; None if they stand in the order of the choices,
+            one for each.
         log_weight: logarithms of their weights, in float32.
         segments: which segment each token belongs to. Padding reads zero.
         dropout: probability of dropping an attention weight.
     """
-    if sorts(choice, key, segments, dropout):
-        return joint_sorted_read(query, key, value, choice, log_weight, segments)
+    named = _named(choice, log_weight)
+    if sorts(named, key, segments, dropout):
+        return joint_sorted_read(query, key, value, named, log_weight, segments)
     batch, _, heads, width = query.shape
     kv_heads = key.shape[2]
     q, k, v = fused(_weighted, device=query.device)(
@@ -153,6 +155,13 @@ def joint_read(
     read = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=width**-0.5)
     shape = (batch, segments.count, kv_heads, heads // kv_heads, segments.width, width)
     return segments.join(_unfold(read[..., :width], shape=shape))
+
+
+def _named(choice: Tensor | None, log_weight: Tensor) -> Tensor:
+    """Name the chapters by their places where nobody did."""
+    if choice is not None:
+        return choice
+    return torch.arange(log_weight.numel(), device=log_weight.device).view_as(log_weight)
 
 
 def _takes_narrow_values(query: Tensor) -> bool:
@@ -165,7 +174,7 @@ def _weighted(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    choice: Tensor,
+    choice: Tensor | None,
     log_weight: Tensor,
     narrow: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,8 +189,9 @@ def _weighted(
     rest = (bias - rounded.float()).to(query.dtype)
     features = torch.stack([rounded, rest], dim=-1).flatten(0, 1)[:, None]
     missing = -(width + 2) % _WIDTH_STEP
-    values = _laid(value, choice)
-    keys = torch.cat([_laid(key, choice), features.expand(-1, kv_heads, -1, -1)], dim=-1)
+    values = _laid(value, choice, segments=features.shape[0])
+    laid = _laid(key, choice, segments=features.shape[0])
+    keys = torch.cat([laid, features.expand(-1, kv_heads, -1, -1)], dim=-1)
     return (
         F.pad(F.pad(_fold(query, kv_heads=kv_heads), (0, 2), value=1.0), (0, missing)),
         F.pad(keys, (0, missing)),
@@ -190,18 +200,20 @@ def _weighted(
 
 
 def _side_by_side(
-    query: Tensor, key: Tensor, value: Tensor, choice: Tensor
+    query: Tensor, key: Tensor, value: Tensor, choice: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lay out query, keys and values, ready for many matrix products."""
     folded = _fold(query, kv_heads=key.shape[2])
-    return folded, _laid(key, choice).contiguous(), _laid(value, choice).contiguous()
+    segments = query.shape[0] * query.shape[1]
+    key, value = (_laid(each, choice, segments=segments).contiguous() for each in (key, value))
+    return folded, key, value
 
 
 def independent_read(
     query: Float[Tensor, "batch length heads width"],
     key: Float[Tensor, "chapters tokens kv_heads width"],
     value: Float[Tensor, "chapters tokens kv_heads width"],
-    choice: Int[Tensor, "batch segments chosen"],
+    choice: Int[Tensor, "batch segments chosen"] | None,
     log_weight: Float[Tensor, "batch segments chosen"],
     segments: Segments,
     dropout: float,
@@ -212,13 +224,15 @@ def independent_read(
         query: the queries of each token.
         key: the keys of the chapters.
         value: their values.
-        choice: which chapters each segment reads.
+        choice: which chapters each segment reads; None if they stand in the order of the choices,
+            one for each.
         log_weight: logarithms of their weights, in float32.
         segments: which segment each token belongs to. Padding reads zero.
         dropout: probability of dropping an attention weight.
     """
-    if sorts(choice, key, segments, dropout):
-        return independent_sorted_read(query, key, value, choice, log_weight, segments)
+    named = _named(choice, log_weight)
+    if sorts(named, key, segments, dropout):
+        return independent_sorted_read(query, key, value, named, log_weight, segments)
     batch, _, heads, width = query.shape
     kv_heads = key.shape[2]
     q, k, v = fused(_side_by_side, device=query.device)(segments.split(query), key, value, choice)
@@ -243,6 +257,7 @@ def _unfold(x: Tensor, *, shape: tuple[int, int, int, int, int, int]) -> Tensor:
     return x.reshape(shape).permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
 
 
-def _laid(x: Tensor, choice: Tensor) -> Tensor:
+def _laid(x: Tensor, choice: Tensor | None, *, segments: int) -> Tensor:
     """Lay the chosen chapters of each segment side by side, `[segments, heads, tokens, width]`."""
-    return x[choice.flatten(0, 1)].flatten(1, 2).transpose(1, 2)
+    chosen = x.unflatten(0, (segments, -1)) if choice is None else x[choice.flatten(0, 1)]
+    return chosen.flatten(1, 2).transpose(1, 2)

@@ -28,7 +28,7 @@ from memtx.spec.files import (
 )
 from memtx.spec.header import base_record, check_header, dtypes, require_json, seal, version
 from memtx.spec.processes import gathered, in_first, is_sharded
-from memtx.spec.tensors import compare, on_meta, tensors_of
+from memtx.spec.tensors import compare, left_in_file, on_meta, tensors_of
 
 MEMORY = Layout(
     what="memory",
@@ -190,12 +190,16 @@ def load_adapter(path: str | os.PathLike[str], base: nn.Module) -> MemoryAdapter
     folder = require_files(path, layout=MEMORY, owner=owner)
     header = read_header(folder / MEMORY.header, owner=owner)
     check_header(header, owner=owner)
-    tensors = read_tensors(
-        folder / MEMORY.tensors, sha256=header["sha256"], header=MEMORY.header, owner=owner
-    )
     lora.require_lora(folder, record=header["lora"], owner=owner)
     parts = memory_parts(header["spec"], base=base, owner=owner)
     memory = memory_of_parts(parts)
+    tensors = read_tensors(
+        folder / MEMORY.tensors,
+        sha256=header["sha256"],
+        header=MEMORY.header,
+        in_place=left_in_file(memory, prefix=""),
+        owner=owner,
+    )
     compare(wanted=tensors_of(memory), given=tensors, name=MEMORY.tensors, owner=owner)
     told = header["base"]
     name = f"{told['id']}, revision {told['revision']}" if told["id"] else told["architecture"]
@@ -248,10 +252,14 @@ def load(path: str | os.PathLike[str]) -> Any:
     folder = require_files(path, layout=MODEL, owner="load")
     header = read_header(folder / MODEL.header, owner="load")
     check_model_header(header, owner="load")
-    tensors = read_tensors(
-        folder / MODEL.tensors, sha256=header["sha256"], header=MODEL.header, owner="load"
-    )
     model = outline_of_model(header["spec"], owner="load")
+    tensors = read_tensors(
+        folder / MODEL.tensors,
+        sha256=header["sha256"],
+        header=MODEL.header,
+        in_place=left_in_file(model, prefix=PREFIX),
+        owner="load",
+    )
     named = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     compare(wanted=tensors_of(model), given=named, name=MODEL.tensors, owner="load")
     model.load_state_dict(named, strict=False, assign=True)

@@ -64,10 +64,15 @@ def sample(base: nn.Module) -> dict[str, str]:
     Args:
         base: the pretrained model, or a PEFT model of it.
     """
-    return {name: _digits(whole(tensor)) for name, tensor in looked_at(base).items()}
+    return {name: digits(whole(tensor)) for name, tensor in looked_at(base).items()}
 
 
-def _digits(tensor: Tensor) -> str:
+def digits(tensor: Tensor) -> str:
+    """Give some numbers of a tensor, rounded to bfloat16, as hexadecimal digits.
+
+    Args:
+        tensor: a whole one.
+    """
     flat = tensor.reshape(-1)
     places = torch.arange(NUMBERS, device=flat.device) * flat.numel() // NUMBERS
     bits = flat[places].to(torch.bfloat16).cpu().view(torch.int16)
@@ -98,7 +103,7 @@ def require_weights(recorded: Mapping[str, str], *, base: nn.Module, name: str, 
     """
     given = sample(base)
     common = [each for each in recorded if each in given]
-    differing = [each for each in common if not _agree(recorded[each], given[each])]
+    differing = [each for each in common if not agree(recorded[each], given[each])]
     comparable = bool(common) or not recorded or not given
     require(
         ok=comparable and not differing,
@@ -109,7 +114,13 @@ def require_weights(recorded: Mapping[str, str], *, base: nn.Module, name: str, 
     )
 
 
-def _agree(one: str, other: str) -> bool:
+def agree(one: str, other: str) -> bool:
+    """Tell whether digits are of the same numbers, be they read in 16 or in 32 bits.
+
+    Args:
+        one: what `digits` gave.
+        other: the same of another tensor.
+    """
     first, second = _numbers(one), _numbers(other)
     return first.shape == second.shape and torch.allclose(
         first, second, rtol=_RELATIVE, atol=_ABSOLUTE, equal_nan=True

@@ -1,11 +1,10 @@
 """Folders that hold a spec and its tensors: written whole, read strictly."""
 
-import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from memtx.checks import require, unwritable
+from memtx.ops.tensor_files import TensorWriter, is_mapped, mapped_tensors, sha256_of
 
 
 @final
@@ -109,6 +109,11 @@ def write_tensors(
         OSError: if it cannot be written whole.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if any(map(is_mapped, plain.values())):  # they may be more than there is memory for
+        with TensorWriter(path=path, outlines=plain) as file:
+            for name, tensor in plain.items():
+                file.append(name, tensor)
+        return
     try:
         # The note tells loaders of transformers which library the tensors are for.
         save_file(plain, path, metadata={"format": "pt"})
@@ -152,8 +157,7 @@ def checksum(path: Path) -> str:
     Args:
         path: the file.
     """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def require_files(path: str | os.PathLike[str], *, layout: Layout, owner: str) -> Path:
@@ -225,13 +229,16 @@ def require_checksum(path: Path, *, sha256: str, header: str, owner: str) -> Non
     )
 
 
-def read_tensors(path: Path, *, sha256: str, header: str, owner: str) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, *, sha256: str, header: str, in_place: Collection[str], owner: str
+) -> dict[str, Tensor]:
     """Read a safetensors file whose checksum is known.
 
     Args:
         path: the file.
         sha256: its checksum.
         header: name of the file that records the checksum.
+        in_place: names of tensors that are left in the file, and read when they are looked at.
         owner: who reads.
 
     Raises:
@@ -242,7 +249,10 @@ def read_tensors(path: Path, *, sha256: str, header: str, owner: str) -> dict[st
         with safe_open(path, framework="pt") as file:
             # Copied out of the file's pages, where tensors do not lie as torch's own do: matrix
             # products of the same numbers may differ in the last bit with where they lie.
-            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name not in in_place]  # noqa: SIM118
+            found = {name: file.get_tensor(name).clone() for name in names}
     except SafetensorError as error:
         message = f"{owner}: {path.name} must be a safetensors file, got path={str(path)!r}"
         raise ValueError(f"{message} ({error}); restore the file.") from error
+    left = mapped_tensors(path) if in_place else {}
+    return found | {name: tensor for name, tensor in left.items() if name in in_place}

@@ -9,20 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from memtx.checks import require
-
-# As safetensors writes them.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+from memtx.memory import MappedMemoryBank
+from memtx.ops.tensor_files import DTYPES
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -38,6 +26,18 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
             tensors[name] = tensor
         seen.add(id(tensor))
     return tensors
+
+
+def left_in_file(module: nn.Module, *, prefix: str) -> set[str]:
+    """Give the names of tensors that are read where they lie: those of a `MappedMemoryBank`.
+
+    Args:
+        module: all that a file holds the tensors of.
+        prefix: what stands before their names in the file.
+    """
+    parts = module.named_modules(remove_duplicate=False)
+    banks = [(name, part) for name, part in parts if isinstance(part, MappedMemoryBank)]
+    return {f"{prefix}{name}.{row}" for name, bank in banks for row in bank.row_names}
 
 
 def outlines(path: Path, *, owner: str) -> dict[str, Tensor]:
@@ -56,14 +56,14 @@ def outlines(path: Path, *, owner: str) -> dict[str, Tensor]:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 require(
-                    ok=part.get_dtype() in _DTYPES,
+                    ok=part.get_dtype() in DTYPES,
                     owner=owner,
-                    rule=f"the dtype of a tensor must be one of {', '.join(_DTYPES)}",
+                    rule=f"the dtype of a tensor must be one of {', '.join(DTYPES)}",
                     got={"tensor": name, "dtype": part.get_dtype()},
                     remedy="save it again",
                 )
                 found[name] = torch.empty(
-                    part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta"
+                    part.get_shape(), dtype=DTYPES[part.get_dtype()], device="meta"
                 )
     except SafetensorError as error:
         message = f"{owner}: {path.name} must be a safetensors file, got path={str(path)!r}"

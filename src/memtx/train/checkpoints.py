@@ -1,4 +1,4 @@
-"""Saving the memory while it is trained."""
+"""Saving what is trained as an artifact, every few steps."""
 
 import os
 import re
@@ -6,19 +6,26 @@ import shutil
 from pathlib import Path
 from typing import final
 
+from torch import nn
+
 from memtx.adapters import MemoryAdapter
 from memtx.checks import refusal, require_positive, unwritable
 from memtx.spec import save
+from memtx.spec.processes import whole
+from memtx.train.loggers import Record
+from memtx.train.run import Run
 
 _NAME = re.compile(r"step-(\d{8})")
 
 
 @final
 class Checkpoints:
-    """Saves a memory every few steps and at the end, keeping the newest few.
+    """Saves a memory, or a whole model, every few steps and at the end, keeping the newest few.
+
+    These are what one shares and loads; to go on with a run, save it with `RunCheckpoints`.
 
     Args:
-        model: the adapter whose memory is saved.
+        model: the adapter whose memory is saved, or the whole model.
         folder: each checkpoint is a folder `step-00000100` below it, as `save` writes it.
         every: steps between checkpoints.
         keep: how many of the newest to keep.
@@ -37,22 +44,14 @@ class Checkpoints:
     """
 
     def __init__(
-        self, *, model: MemoryAdapter, folder: str | os.PathLike[str], every: int, keep: int
+        self, *, model: nn.Module, folder: str | os.PathLike[str], every: int, keep: int
     ) -> None:
         require_positive(owner=self, sizes={"every": every, "keep": keep})
         self.model = model
         self.folder = Path(folder)
         self.every = every
         self.keep = keep
-        # A folder that cannot be written is found out now and not after hours of training.
-        probe = self.folder / ".writable"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            # Each process of a run probes the one folder: another may have been faster.
-            probe.unlink(missing_ok=True)
-        except OSError as error:
-            raise unwritable(owner=self, path=folder, error=error) from error
+        make_writable(self.folder, owner=self)
 
     def is_due(self, step: int) -> bool:
         """Tell whether a step is one to save at.
@@ -62,28 +61,70 @@ class Checkpoints:
         """
         return step % self.every == 0
 
-    def save(self, step: int) -> None:
-        """Save the memory and drop the oldest beyond `keep`.
+    def save(self, run: Run, record: Record) -> None:
+        """Save the model and drop the oldest beyond `keep`; every process calls this.
 
         Args:
-            step: number of the step.
+            run: the run, which tells the step.
+            record: not used.
 
         Raises:
-            FloatingPointError: if the memory is not finite; what was saved before stays.
+            FloatingPointError: if it is not finite; what was saved before stays.
         """
-        memory = self.model.named_memory_parameters()
-        broken = [name for name, parameter in memory if not parameter.isfinite().all()]
-        if broken:
-            message = refusal(
-                owner=self,
-                rule="a memory that is saved must be finite",
-                got={"step": step, "not finite": broken[:5]},
-                remedy="lower the learning rate; the last checkpoint is kept",
-            )
-            raise FloatingPointError(message)
+        step = run.step
+        require_finite(self.model, step=step, owner=self)
         save(self.model, self.folder / f"step-{step:08d}")
-        for old in _all(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+        if run.parallelism.rank == 0:
+            for old in _all(self.folder)[: -self.keep]:
+                shutil.rmtree(old)
+
+    def close(self) -> None:
+        """Nothing is open: what `save` wrote is on disk."""
+
+
+def make_writable(folder: Path, *, owner: object) -> None:
+    """Make a folder, and find out now and not after hours of training if it cannot be written.
+
+    Args:
+        folder: the folder.
+        owner: who writes.
+
+    Raises:
+        OSError: if it cannot be made or written.
+    """
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        # Each process of a run probes the one folder: another may have been faster.
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(owner=owner, path=folder, error=error) from error
+
+
+def require_finite(model: nn.Module, *, step: int, owner: object) -> None:
+    """Refuse to save what is not finite.
+
+    Args:
+        model: what is saved; of an adapter, its memory is looked at.
+        step: number of the step.
+        owner: who saves.
+
+    Raises:
+        FloatingPointError: if a parameter is not finite.
+    """
+    named = dict(model.named_parameters())
+    if isinstance(model, MemoryAdapter):
+        named = dict(model.named_memory_parameters())
+    broken = [name for name, parameter in named.items() if not bool(whole(parameter.isfinite().all()))]
+    if broken:
+        message = refusal(
+            owner=owner,
+            rule="what is saved must be finite",
+            got={"step": step, "not finite": broken[:5]},
+            remedy="lower the learning rate; the last checkpoint is kept",
+        )
+        raise FloatingPointError(message)
 
 
 def _all(folder: Path) -> list[Path]:

@@ -1,6 +1,8 @@
 """Parameter groups that together hold every trainable parameter exactly once."""
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -14,14 +16,15 @@ from memtx.checks import refusal, require
 class ParameterGroup:
     """Parameters that share a learning rate: those of some modules without those of others.
 
-    Modules are named, not tensors, because sharding replaces the tensors of a module.
+    Modules are named, not tensors, because sharding replaces the tensors of a module. A group
+    with a learning rate of 0.0 is frozen: it needs no gradient, has no moments and does not decay.
 
     Args:
         name: what the group is called in messages and logs.
-        modules: the trainable parameters of these.
+        modules: the trainable parameters of these; of a frozen group, all of them.
         without: except the parameters of these.
-        learning_rate: at the schedule's factor 1.
-        weight_decay: decoupled weight decay.
+        learning_rate: at the schedule's factor 1; 0.0 freezes the group.
+        weight_decay: as the optimizer applies it.
 
     Raises:
         ValueError: if a rate is negative.
@@ -50,14 +53,19 @@ class ParameterGroup:
             remedy="pass 0.0 to switch one off",
         )
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the group stays as it is."""
+        return self.learning_rate == 0.0
+
     def parameters(self) -> list[nn.Parameter]:
-        """Give the trainable parameters of the group as they are now, each once."""
+        """Give the parameters of the group as they are now, each once."""
         outside = {id(p) for module in self.without for p in module.parameters()}
         found = {
             id(p): p
             for module in self.modules
             for p in module.parameters()
-            if p.requires_grad and id(p) not in outside
+            if (p.requires_grad or self.frozen) and id(p) not in outside
         }
         return list(found.values())
 
@@ -85,9 +93,10 @@ def check_partition(*, model: nn.Module, groups: list[ParameterGroup]) -> None:
         )
         for parameter in members:
             owners.setdefault(id(parameter), []).append(group.name)
-    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    names = {id(p): name for name, p in model.named_parameters()}
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
     trouble = {
-        "left out": [name for key, name in names.items() if key not in owners],
+        "left out": [names[key] for key in names if key in trained and key not in owners],
         "in several": [names.get(key, "?") for key, held in owners.items() if len(held) > 1],
         "not the model's": sorted(
             {h for k, held in owners.items() if k not in names for h in held}
@@ -103,6 +112,33 @@ def check_partition(*, model: nn.Module, groups: list[ParameterGroup]) -> None:
         raise ValueError(message)
 
 
+@contextmanager
+def freezing(groups: Sequence[ParameterGroup]) -> Iterator[None]:
+    """Let the parameters of frozen groups need no gradient inside a `with` block.
+
+    Args:
+        groups: all groups; those with a rate are left as they are.
+    """
+    frozen = [group for group in groups if group.frozen]
+    ids = {id(p) for group in frozen for p in group.parameters() if p.requires_grad}
+    # By module and name: sharding inside of the block replaces the tensors.
+    places = [
+        (module, name)
+        for group in frozen
+        for root in group.modules
+        for module in root.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if id(parameter) in ids
+    ]
+    try:
+        for module, name in places:
+            module.get_parameter(name).requires_grad_(False)
+        yield
+    finally:
+        for module, name in places:
+            module.get_parameter(name).requires_grad_(True)
+
+
 def group_table(groups: list[ParameterGroup]) -> str:
     """Write the groups as a table: name, tensors, parameters, learning rate, weight decay.
 
@@ -114,5 +150,6 @@ def group_table(groups: list[ParameterGroup]) -> str:
         members = group.parameters()
         count = sum(p.numel() for p in members)
         rates = f"{group.learning_rate:>11.2e}{group.weight_decay:>8.3f}"
+        rates = f"{'frozen':>11}{'-':>8}" if group.frozen else rates
         lines.append(f"{group.name:<16}{len(members):>8}{count:>14,}{rates}")
     return "\n".join(lines)

@@ -1,24 +1,14 @@
-"""One process or several, as instances with one face."""
+"""The face of one process or several, and one process."""
 
-import inspect
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, final, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, final, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from memtx.checks import require
-
-# Newer versions of torch renamed the option; nothing here has buffers that change.
-_SYNC_BUFFERS = next(
-    name
-    for name in ("forward_sync_buffers", "broadcast_buffers")
-    if name in inspect.signature(DistributedDataParallel).parameters
-)
+from memtx.train.sparse_gradients import clip_gradients
 
 
 @runtime_checkable
@@ -37,6 +27,12 @@ class Parallelism(Protocol):
 
     def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Give a context in which a backward pass only accumulates in this process."""
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Give a context in which the model itself may be called, past what `wrap` gave."""
+
+    def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `max_norm`; give its norm as it was."""
 
 
 @final
@@ -83,74 +79,33 @@ class SingleProcess:
         """
         return nullcontext()
 
+    def whole(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Give a context that changes nothing: the model is whole in each process.
 
-@final
-class DataParallel:
-    """Data parallelism over the processes of an initialised process group.
+        Args:
+            module: not used.
+        """
+        return nullcontext()
+
+    def clip(self, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradient down to a norm of at most `max_norm`; give its norm as it was.
+
+        Args:
+            parameters: those with a gradient count.
+            max_norm: `math.inf` scales nothing.
+        """
+        return clip_gradients(parameters, max_norm)
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Give the sum of a tensor over all processes of the default group.
 
     Args:
-        device: where this process's copy of the model runs.
-
-    Source: `torch.nn.parallel.DistributedDataParallel` (Li et al. 2020, arXiv 2006.15704).
-
-    Example:
-        >>> DataParallel.__name__  # needs a process group: see `launched`
-        'DataParallel'
+        tensor: the tensor, equal in shape in all of them; on the CPU or on this process's GPU.
     """
-
-    def __init__(self, *, device: torch.device) -> None:
-        self.device = device
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Give the module wrapped, with the parameters of the first process in all.
-
-        Args:
-            module: the module.
-        """
-        options: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
-        return DistributedDataParallel(module.to(self.device), **options)
-
-    def all_sum(self, tensor: Tensor) -> Tensor:
-        """Give the sum of a tensor over all processes.
-
-        Args:
-            tensor: the tensor, equal in shape in all of them.
-        """
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Give a context in which a backward pass only accumulates in this process.
-
-        Args:
-            module: what `wrap` gave.
-        """
-        return module.no_sync()  # type: ignore[operator, no-any-return]
-
-
-@contextmanager
-def launched() -> Iterator[SingleProcess | DataParallel]:
-    """Give the parallelism this script was started with: alone, or one of `torchrun`'s processes.
-
-    Under `torchrun` the process group is made here (NCCL on GPUs, gloo on CPU) and destroyed at
-    the end of the block.
-    """
-    on_gpu = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ:
-        yield SingleProcess(device=device)
-        return
-    dist.init_process_group(backend="nccl" if on_gpu else "gloo")
-    try:
-        yield DataParallel(device=device)
-    finally:
-        dist.destroy_process_group()
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def rows_per_process(rows: int, *, parallelism: Parallelism) -> int:

@@ -1,6 +1,7 @@
 """What a run is made of while it runs, and what may look at it and change it."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
@@ -30,7 +31,9 @@ class Run:
         callbacks: those of the trainer; what they remember is saved with the run.
         steps: how many the run has in all.
         step: how many are done.
-        stop: why the run ends after this step, or None while it goes on.
+        stop: why the run ends, or None while it goes on. A callback sets it, on every process
+            alike. It ends after this step, or after the next where the batches of that one are at
+            hand already: so the streams never stand beyond what was learnt.
 
     Source: memtx's own; what torchtitan calls its train state.
 
@@ -64,6 +67,22 @@ class Callback(Protocol):
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take it up again."""
+
+
+@runtime_checkable
+class Guard(Callback, Protocol):
+    """A callback that looks at loss and gradient before they change the parameters."""
+
+    def trouble(self, record: Record) -> str | None:
+        """Give what is wrong with them, which ends the run here with an error, or None."""
+
+
+@runtime_checkable
+class Surrounding(Callback, Protocol):
+    """A callback that is in force around all steps of a run."""
+
+    def around(self, run: Run) -> AbstractContextManager[None]:
+        """Give the context of the steps, entered when the run stands at its start."""
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from typing import Any, Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from memtx.adapters import MemoryAdapter, halves_of
+from memtx.adapters import MemoryAdapter, MemoryLibrary, halves_of
 from memtx.adapters.families import is_peft
 from memtx.checks import require, require_positive
 from memtx.context import IGNORED
@@ -145,7 +145,8 @@ class NextTokenLoss:
 class LocalityLoss:
     """KL from the model with what is trained switched off to the same model, on background text.
 
-    Off are the memory of a `MemoryAdapter`, and the LoRA of a model of `peft` unless it is frozen.
+    Off are the memory of a `MemoryAdapter`, all of a `MemoryLibrary`, and the LoRA of a model of
+    `peft` unless it is frozen.
 
     What the base says about everything else is its own best record: holding the model with
     memory to it keeps teaching local.
@@ -181,12 +182,13 @@ class LocalityLoss:
             model: the model.
 
         Raises:
-            ValueError: if it is neither a `MemoryAdapter` nor a model of `peft`.
+            ValueError: if it is no `MemoryAdapter`, `MemoryLibrary` or model of `peft`.
         """
         require(
-            ok=isinstance(model, MemoryAdapter) or is_peft(model),
+            ok=isinstance(model, MemoryAdapter | MemoryLibrary) or is_peft(model),
             owner=self,
-            rule="the model must be a MemoryAdapter or a PEFT model, which can be switched off",
+            rule="the model must be a MemoryAdapter, a MemoryLibrary or a PEFT model, which can be "
+            "switched off",
             got={"model": type(model).__name__},
             remedy="leave the term out for other models",
         )
@@ -212,7 +214,7 @@ class LocalityLoss:
         """Give the summed divergence in nats.
 
         Args:
-            model: the `MemoryAdapter`, or a PEFT model.
+            model: the `MemoryAdapter`, the `MemoryLibrary`, or a PEFT model.
             batch: with `input_ids` and `attention_mask`, each `[batch, length]`.
         """
         halves = halves_of(model)
@@ -233,9 +235,10 @@ class LocalityLoss:
 @contextmanager
 def _untrained(model: Any) -> Iterator[None]:
     """Switch off what is trained: the memory, and a LoRA in the base unless it is frozen."""
-    base: Any = model.base if isinstance(model, MemoryAdapter) else model
+    carries = isinstance(model, MemoryAdapter | MemoryLibrary)
+    base: Any = model.base if carries else model
     with ExitStack() as off:
-        if isinstance(model, MemoryAdapter):
+        if carries:
             off.enter_context(model.disabled())
         if is_peft(base) and any(parameter.requires_grad for parameter in base.parameters()):
             off.enter_context(base.disable_adapter())

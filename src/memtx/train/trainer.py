@@ -1,23 +1,22 @@
 """The training loop."""
 
-import math
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
-import torch
-from torch import Tensor, nn
-
 from memtx.checks import require, require_positive
-from memtx.data.protocols import Batch, Stream
-from memtx.train.checkpoints import Checkpoints
-from memtx.train.groups import ParameterGroup, check_partition
+from memtx.data.protocols import Stream
+from memtx.modes import keeping_modes
+from memtx.train.groups import ParameterGroup, check_partition, freezing
 from memtx.train.loggers import Logger, Record
-from memtx.train.optimizer import AdamW, WarmupCosine
+from memtx.train.optimizer import Optimizer
 from memtx.train.parallel import Parallelism
 from memtx.train.precision import Precision
+from memtx.train.run import Callback, Run, Saver, Start, Surrounding
+from memtx.train.schedules import Schedule
+from memtx.train.signals import leave, stop_signals
+from memtx.train.step import Stepper
 from memtx.train.terms import Objective
 
 
@@ -49,15 +48,18 @@ class Trainer:
         schedule: factor on every learning rate.
         precision: arithmetic of the forward.
         parallelism: the processes, as `launched` gives them.
-        steps: optimizer steps to take; the schedule's length.
+        start: where the run starts: `Fresh()`, or from what was saved.
+        steps: optimizer steps of the whole run; the schedule's length.
         accumulation: batches per process and step.
         clip_norm: largest norm of the whole gradient.
         evaluations: measured on every process, logged by the first.
-        checkpoints: saved by the first process, and once more at the end.
+        callbacks: called after each step on every process, in this order.
+        checkpoints: saved on every process when due, and once more at the end.
         loggers: receive the records of the first process.
 
     Raises:
-        ValueError: if sizes are below 1, the schedule has another length, or a stream is missing.
+        ValueError: if sizes are below 1, the schedule has another length, a stream is missing, or
+            two groups have one name or all are frozen.
 
     Source: nanochat's and torchtitan's loops, with token-exact means over accumulation.
 
@@ -69,15 +71,17 @@ class Trainer:
     objective: Objective
     streams: Mapping[str, Stream]
     groups: list[ParameterGroup]
-    optimizer: AdamW
-    schedule: WarmupCosine
+    optimizer: Optimizer
+    schedule: Schedule
     precision: Precision
     parallelism: Parallelism
+    start: Start
     steps: int
     accumulation: int
     clip_norm: float
     evaluations: Sequence[Evaluation]
-    checkpoints: Sequence[Checkpoints]
+    callbacks: Sequence[Callback]
+    checkpoints: Sequence[Saver]
     loggers: Sequence[Logger]
 
     def __post_init__(self) -> None:
@@ -85,10 +89,10 @@ class Trainer:
         for evaluation in self.evaluations:
             require_positive(owner=self, sizes={"evaluation.every": evaluation.every})
         require(
-            ok=self.schedule.total_steps == self.steps,
+            ok=self.schedule.length in {None, self.steps},
             owner=self,
             rule="the schedule must be as long as the run",
-            got={"steps": self.steps, "schedule.total_steps": self.schedule.total_steps},
+            got={"steps": self.steps, "schedule.total_steps": self.schedule.length},
             remedy="give both the same number of steps",
         )
         require(
@@ -105,101 +109,120 @@ class Trainer:
             got={"clip_norm": self.clip_norm},
             remedy="pass math.inf to clip nothing",
         )
+        names = [group.name for group in self.groups]
+        require(
+            ok=len(set(names)) == len(names) and not all(group.frozen for group in self.groups),
+            owner=self,
+            rule="groups must have distinct names, and one of them a learning rate above 0",
+            got={"groups": [(group.name, group.learning_rate) for group in self.groups]},
+            remedy="name each group differently, and train one",
+        )
 
     def run(self) -> list[Record]:
-        """Train, and give the records of all steps.
+        """Train, and give the records of all steps that were taken.
 
         Raises:
             ValueError: if the groups do not partition the trainable parameters.
-            FloatingPointError: if loss or gradient stop being finite; the parameters are those
-                of the step before and the last checkpoint stays.
+            FloatingPointError: if loss or gradient stop being finite, or a guard among the
+                callbacks objects; the parameters are those of the step before and what was saved
+                stays.
+            KeyboardInterrupt: after SIGINT, when the run was saved.
+            SystemExit: with 143 after SIGTERM, when the run was saved.
         """
         records: list[Record] = []
-        was_training = self.objective.model.training
-        try:
-            wrapped = self.parallelism.wrap(self.objective)
-            check_partition(model=self.objective, groups=self.groups)
-            optimizer = self.optimizer.make(self.groups)
-            self.objective.train()
-            for step in range(1, self.steps + 1):
-                record = self._step(step, wrapped=wrapped, optimizer=optimizer)
-                for evaluation in self.evaluations:
-                    if step % evaluation.every == 0:
-                        record |= evaluation.measure()
+        check_partition(model=self.objective, groups=self.groups)
+        with (
+            self._closing(),
+            keeping_modes(self.objective),
+            freezing(self.groups),
+            stop_signals() as asked,
+            ExitStack() as around,
+        ):
+            run = self._begin()
+            for callback in self.callbacks:
+                if isinstance(callback, Surrounding):
+                    around.enter_context(callback.around(run))
+            stepper = Stepper(
+                run=run,
+                schedule=self.schedule,
+                precision=self.precision,
+                accumulation=self.accumulation,
+                clip_norm=self.clip_norm,
+            )
+            # Batches that were fetched ahead are learnt before a run ends: what is saved at its
+            # end then stands where its streams stand.
+            while run.step < self.steps and (run.stop is None or stepper.is_ahead):
+                record = stepper.take(asked=asked.name, holds=self._holds(run))
                 records.append(record)
-                self._report(step, record=record)
-        finally:
-            self.objective.train(was_training)
-            for logger in self.loggers:
-                logger.close()
+                self._look(run, record=record)
+                self._save(run, record=record, last=run.stop is not None and not stepper.is_ahead)
+        leave(run.stop)
         return records
 
-    def _report(self, step: int, *, record: Record) -> None:
-        if self.parallelism.rank != 0:
-            return
-        for logger in self.loggers:
-            logger.log(record)
-        for checkpoint in self.checkpoints:
-            if checkpoint.is_due(step) or step == self.steps:
-                checkpoint.save(step)
+    def _begin(self) -> Run:
+        """Make the run, and bring it to its start."""
+        wrapped = self.parallelism.wrap(self.objective)
+        groups = [group for group in self.groups if not group.frozen]
+        run = Run(
+            objective=self.objective,
+            wrapped=wrapped,
+            streams=self.streams,
+            groups=groups,
+            optimizer=self.optimizer.make(groups),
+            scaler=self.precision.scaler(self.parallelism.device),
+            parallelism=self.parallelism,
+            callbacks=self.callbacks,
+            steps=self.steps,
+            step=0,
+        )
+        self.objective.train()
+        self.start.begin(run)
+        for logger in self.loggers if self.parallelism.rank == 0 else []:
+            logger.begin(step=run.step)
+        return run
 
-    def _batches(self) -> list[dict[str, Batch]]:
-        place, device = self.parallelism, self.parallelism.device
-        return [
-            {
-                name: _to(stream.next_batch(rank=place.rank, world_size=place.world_size), device)
-                for name, stream in self.streams.items()
-            }
-            for _ in range(self.accumulation)
-        ]
+    def _holds(self, run: Run) -> bool:
+        """Tell whether the next step may be the last, is saved, or may end the run by a measure."""
+        step = run.step + 1
+        due = any(saver.is_due(step) for saver in self.checkpoints)
+        measured = any(step % evaluation.every == 0 for evaluation in self.evaluations)
+        return due or measured or step == self.steps or run.stop is not None
 
-    def _step(self, step: int, *, wrapped: nn.Module, optimizer: torch.optim.Optimizer) -> Record:
-        start = time.perf_counter()
-        factor = self.schedule.factor(step)
-        for group, held in zip(self.groups, optimizer.param_groups, strict=True):
-            held["lr"] = group.learning_rate * factor
-        batches = self._batches()
-        tokens = sum(b["attention_mask"].sum() for batch in batches for b in batch.values())
-        own = torch.stack([self.objective.counts(batch) for batch in batches]).sum(0)
-        *counts, tokens = self.parallelism.all_sum(torch.stack([*own, torch.as_tensor(tokens)]))
-        means = self._accumulate(batches, counts=torch.stack(counts), wrapped=wrapped)
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(trained, self.clip_norm)
-        record = self._record(step, means=means, norm=norm, factor=factor)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        record["tokens_per_second"] = float(tokens) / (time.perf_counter() - start)
-        return record
+    def _look(self, run: Run, *, record: Record) -> None:
+        """Measure, call back and log."""
+        measured = [each for each in self.evaluations if run.step % each.every == 0]
+        if measured:
+            with self.parallelism.whole(run.wrapped):
+                for evaluation in measured:
+                    record |= evaluation.measure()
+        for callback in self.callbacks:
+            callback.after_step(run, record)
+        if self.parallelism.rank == 0:
+            for logger in self.loggers:
+                logger.log(record)
 
-    def _accumulate(
-        self, batches: list[dict[str, Batch]], *, counts: Tensor, wrapped: nn.Module
-    ) -> Tensor:
-        """Leave the gradient of the global batch in the parameters and give each term's mean."""
-        weights = torch.tensor([*self.objective.weights.values()], device=counts.device)
-        means = torch.zeros(len(weights), device=counts.device)
-        for number, batch in enumerate(batches):
-            last = number == len(batches) - 1
-            with nullcontext() if last else self.parallelism.no_sync(wrapped):
-                with self.precision.context(self.parallelism.device):
-                    shares = wrapped(batch) / counts.clamp(min=1)
-                # The wrapper averages over processes; the shares are to be added up.
-                ((weights * shares).sum() * self.parallelism.world_size).backward()
-            means += shares.detach()
-        return self.parallelism.all_sum(means)
+    def _save(self, run: Run, *, record: Record, last: bool) -> None:
+        """Save what is due, and everything after the last step."""
+        for saver in self.checkpoints:
+            if saver.is_due(run.step) or last or run.step == self.steps:
+                saver.save(run, record)
 
-    def _record(self, step: int, *, means: Tensor, norm: Tensor, factor: float) -> Record:
-        values = dict(zip(self.objective.weights, means.tolist(), strict=True))
-        loss = sum(weight * values[name] for name, weight in self.objective.weights.items())
-        record = {"step": step, "loss": loss} | values
-        record |= {"gradient_norm": float(norm), "learning_rate_factor": factor}
-        if not (math.isfinite(loss) and math.isfinite(record["gradient_norm"])):
-            message = "Trainer: loss and gradient must stay finite, got "
-            raise FloatingPointError(
-                f"{message}{record}; lower the learning rate, or look at the batches of this step."
-                " The parameters are those of the step before; the last checkpoint is kept."
-            )
-        return record
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {key: value.to(device, non_blocking=True) for key, value in batch.items()}
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Close savers and loggers at the end, all of them, and raise the first error there was."""
+        first: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            first = error
+        parts: list[Saver | Logger] = [*self.checkpoints, *self.loggers]
+        for part in parts:
+            try:
+                part.close()
+            except Exception as error:
+                if first is None:
+                    first = error
+                else:
+                    first.add_note(f"Then {type(part).__name__} could not close: {error}")
+        if first is not None:
+            raise first

@@ -74,6 +74,22 @@ class ChapterUsage:
         if not is_recomputing():
             self.add(routing)
 
+    def sums(self) -> Float[Tensor, " sums"]:
+        """Give all that was counted as one vector on the CPU, to be added up over processes."""
+        counted = (self._selections, self._probability, self._entropy[None], self._decisions[None])
+        return torch.cat([each.cpu().double() for each in counted])
+
+    def take(self, sums: Float[Tensor, " sums"]) -> None:
+        """Stand where such a vector says, whatever was counted before.
+
+        Args:
+            sums: of `sums`, or a sum of several.
+        """
+        routed = self.num_chapters - self.num_shared_chapters
+        selections, probability, entropy, decisions = sums.split([routed, routed, 1, 1])
+        self._selections, self._decisions = selections.long(), decisions[0].long()
+        self._probability, self._entropy = probability, entropy[0]
+
     @property
     def num_decisions(self) -> int:
         """How many segments have chosen."""

@@ -1,22 +1,17 @@
-"""The `memtx` command: lists and copies factories, and checks what was saved."""
+"""`memtx factories`: lists ready stacks and copies them into a folder of the user's."""
 
 import argparse
 import ast
-import json
 import re
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-
-class CommandError(Exception):
-    """A user's mistake: told in one line, without a traceback."""
+from memtx.cli.command import CommandError, Commands, add_command
 
 
 def factories_folder() -> Path:
     """The folder of factory files: inside an installed wheel, or the repository's when editable."""
-    installed = Path(__file__).parent / "_factories"
-    repository = Path(__file__).parents[2] / "factories"
+    installed = Path(__file__).parents[1] / "_factories"
+    repository = Path(__file__).parents[3] / "factories"
     for folder in (installed, repository):
         if folder.is_dir():
             return folder
@@ -105,57 +100,44 @@ def write_new(folder: Path, files: dict[str, Path]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    top = argparse.ArgumentParser(prog="memtx", description="A learned memory for transformers.")
-    commands = top.add_subparsers(dest="command", required=True)
-    factories = commands.add_parser("factories", help="ready stacks, every value spelled out")
-    actions = factories.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="list the factories")
-    copy = actions.add_parser("copy", help="copy a factory, and those it imports, into a folder")
+def add(commands: Commands) -> None:
+    """Adds `memtx factories` and its two actions to the command line."""
+    factories = add_command(
+        commands,
+        name="factories",
+        summary="list ready stacks, every value spelled out, or copy one",
+        examples=["memtx factories list", "memtx factories copy qwen_adapter my_factories"],
+    )
+    actions = factories.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listed = add_command(
+        actions,
+        name="list",
+        summary="list the factories",
+        examples=["memtx factories list"],
+    )
+    listed.set_defaults(call=list_factories)
+    copy = add_command(
+        actions,
+        name="copy",
+        summary="copy a factory, and those it imports, into a folder",
+        examples=["memtx factories copy qwen_adapter my_factories"],
+    )
     copy.add_argument("name", metavar="NAME", help="a factory of `memtx factories list`")
     copy.add_argument("folder", metavar="FOLDER", type=Path, help="where the copies go")
-    verify = commands.add_parser("verify", help="check a saved memory or model, without running it")
-    verify.add_argument("path", metavar="PATH", type=Path, help="the folder")
-    verify.add_argument("--json", action="store_true", help="write what was found as JSON")
-    return top
+    copy.set_defaults(call=copy_factories)
 
 
-def verified(path: Path, *, as_json: bool) -> int:
-    """Prints what `memtx.verify` found; returns 0 for a sound folder, else 1."""
-    from memtx.spec import verify
-
-    report = verify(path)
-    if as_json:
-        print(json.dumps(report, indent=2))
-    elif report["sound"]:
-        numbers = ", ".join(f"{count:,} {kind}" for kind, count in report["dtype"].items())
-        print(f"{path}: a sound {report['kind']} of {numbers}, sha256 {report['sha256']}")
-    else:
-        print("\n".join([f"{path}: not sound", *report["trouble"]]), file=sys.stderr)
-    return 0 if report["sound"] else 1
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Runs one command line and returns its exit code: 0, or 1 after a mistake or trouble found."""
-    asked = parser().parse_args(arguments)
-    if asked.command == "verify":
-        return verified(asked.path, as_json=asked.json)
-    try:
-        if asked.action == "list":
-            folder = factories_folder()
-            names = factory_names(folder)
-            width = max(map(len, names), default=0)
-            lines = [f"{name:{width}}  {summary(folder / f'{name}.py')}".rstrip() for name in names]
-        else:
-            lines = copy_factory(asked.name, asked.folder)
-    except (CommandError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("\n".join(lines))
+def list_factories(_asked: argparse.Namespace) -> int:
+    """Prints each factory with its summary; returns 0."""
+    folder = factories_folder()
+    names = factory_names(folder)
+    width = max(map(len, names), default=0)
+    for name in names:
+        print(f"{name:{width}}  {summary(folder / f'{name}.py')}".rstrip())
     return 0
 
 
-def main() -> None:
-    """The entry point of the installed command `memtx`."""
-    sys.exit(run(sys.argv[1:]))
+def copy_factories(asked: argparse.Namespace) -> int:
+    """Copies what was asked for and prints what was written; returns 0."""
+    print("\n".join(copy_factory(asked.name, asked.folder)))
+    return 0

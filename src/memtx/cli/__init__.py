@@ -1,0 +1,48 @@
+"""The `memtx` command: one file for each of its commands."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from memtx.cli import factories, inspect, plan, verify
+from memtx.cli.command import CommandError
+
+__all__ = ["CommandError", "main", "parser", "run"]
+
+# A command's file adds its parser, and the function that runs it as the parser's `call`.
+COMMANDS = [plan, inspect, factories, verify]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    top = argparse.ArgumentParser(
+        prog="memtx",
+        description="A learned memory for transformers.",
+        epilog="exit codes: 0 done, 1 a mistake or trouble found, 2 a wrong command line",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return top
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code: 0, or 1 after a mistake or trouble found."""
+    asked = parser().parse_args(arguments)
+    try:
+        code = int(asked.call(asked))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who read the output has gone, as `head` does; nothing more can be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (CommandError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return code
+
+
+def main() -> None:
+    """The entry point of the installed command `memtx`."""
+    sys.exit(run(sys.argv[1:]))

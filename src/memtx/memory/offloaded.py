@@ -1,0 +1,182 @@
+"""A bank whose rows stay in the host's memory."""
+
+from collections.abc import Callable
+from typing import Any, cast, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from memtx.expression import component
+from memtx.interfaces import MemoryBank
+from memtx.memory.offloaded_cache import ChapterCache, Traffic
+from memtx.memory.offloaded_reads import (
+    Asked,
+    Residents,
+    asked_of,
+    read,
+    require_numbers,
+    require_resident,
+)
+from memtx.memory.offloaded_rows import check_chapters, row_layout, row_tensors
+
+
+@final
+@component
+class OffloadedMemoryBank(nn.Module):
+    """Memory tokens in the host's memory, of which the last chapters read stay where they are read.
+
+    `to`, `cuda` and their like leave the rows where they are. Read by a GPU, they are pinned at the
+    first read; what is fetched is kept there as it is stored (8-bit codes stay codes), in
+    `num_resident_chapters` places, the chapter read longest ago making room. A read of more
+    chapters than there are places goes in several parts.
+
+    The bank inside may learn: rows that are read with gradients are looked up on the host and
+    copied, and their gradients go back to the host, where the optimizer then works: slower than a
+    bank on the GPU. What was kept is forgotten when rows change; torch counts changes in place,
+    but not those through `.data`: call `forget` after one.
+
+    A trace of `torch.compile` breaks at a read. `bank()` gives all tokens, and is refused for more
+    chapters than there is room for.
+
+    Args:
+        stored: a `StandardMemoryBank`, `ReducedDimMemoryBank`, `FactorizedMemoryBank` or
+            `QuantizedMemoryBank` on the CPU.
+        tokens_per_chapter: memory tokens that are fetched together; the chapters of its routers.
+        num_resident_chapters: how many chapters are kept on a device that reads.
+
+    Shapes:
+        `bank()` gives `[num_memory_tokens, dim]`.
+
+    Raises:
+        ValueError: if chapters do not divide the bank, or it is of another kind; `bank()`, if the
+            bank is larger than what is kept.
+
+    Source: memtx's own; embeddings of recommenders are kept so (TorchRec's UVM caching).
+
+    Example:
+        >>> from memtx import Normal, OffloadedMemoryBank, StandardMemoryBank
+        >>> bank = OffloadedMemoryBank(
+        ...     stored=StandardMemoryBank(num_memory_tokens=64, dim=4, init=Normal(std=1.0)),
+        ...     tokens_per_chapter=8, num_resident_chapters=2)
+        >>> with torch.no_grad():
+        ...     for index in (0, 7, 8):
+        ...         assert torch.equal(bank.rows(torch.tensor(index)), bank.stored.tokens[index])
+        >>> bank.traffic
+        Traffic(hits=1, misses=2, fetched_ahead=0, bytes_moved=256)
+    """
+
+    def __init__(
+        self, *, stored: MemoryBank, tokens_per_chapter: int, num_resident_chapters: int
+    ) -> None:
+        super().__init__()
+        self._layout = row_layout(stored, owner=self)
+        check_chapters(
+            owner=self,
+            bank=stored,
+            tokens_per_chapter=tokens_per_chapter,
+            num_resident_chapters=num_resident_chapters,
+        )
+        self.stored = stored
+        self.tokens_per_chapter = tokens_per_chapter
+        self.num_resident_chapters = num_resident_chapters
+        self._residents = Residents(num_places=num_resident_chapters)
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """How many memory tokens there are."""
+        return self.stored.num_memory_tokens
+
+    @property
+    def dim(self) -> int:
+        """Their width."""
+        return self.stored.dim
+
+    @property
+    def traffic(self) -> Traffic:
+        """Hits, misses and bytes since the bank was made, over all devices."""
+        return self._residents.traffic
+
+    @property
+    def resident_bytes(self) -> int:
+        """How many bytes the places take, over all devices."""
+        return self._residents.nbytes
+
+    def forward(self) -> Float[Tensor, "num_memory_tokens dim"]:
+        """Give all memory tokens, on the host."""
+        num_chapters = self.num_memory_tokens // self.tokens_per_chapter
+        require_resident(
+            owner=self, num_chapters=num_chapters, num_places=self.num_resident_chapters
+        )
+        return self.rows(torch.arange(self.num_memory_tokens))
+
+    def rows(self, indices: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
+        """Give the memory tokens at `indices`, on the device of these.
+
+        Args:
+            indices: which memory tokens, in any shape.
+        """
+        if torch.compiler.is_compiling():  # the trace breaks here; what is below cannot be traced
+            apart: Callable[[Tensor], Tensor] = torch.compiler.disable(self._rows)
+            return apart(indices)
+        return self._rows(indices)
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        inside = cast("nn.Module", self.stored)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in inside.parameters()):
+            (rows,) = row_tensors(self.stored, layout=self._layout).values()
+            return self._layout.tokens(rows[indices.to(rows.device)].to(indices.device))
+        cache = self._cache(indices.device)
+        return read(self._asked(indices), cache=cache, layout=self._layout)
+
+    def fetch_ahead(self, indices: Int[Tensor, "*any"]) -> None:
+        """Begin to copy the chapters of memory tokens that will be read, if they are not there.
+
+        Args:
+            indices: which memory tokens, on the device that will read them.
+        """
+        self._cache(indices.device).fetch_ahead(self._asked(indices).distinct)
+
+    def forget(self) -> None:
+        """Keep nothing: the next reads fetch anew."""
+        self._residents.forget()
+
+    def _asked(self, indices: Tensor) -> Asked:
+        return asked_of(
+            indices, num_rows=self.num_memory_tokens, size=self.tokens_per_chapter, owner=self
+        )
+
+    def _cache(self, device: torch.device) -> ChapterCache:
+        rows = row_tensors(self.stored, layout=self._layout)
+        require_numbers(rows, owner=self)
+        if device.type == "cuda":
+            _pin(list(rows.values()))
+        entries = self._layout.entries(self.tokens_per_chapter)
+        return self._residents.on(device, rows=rows, entries=entries)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
+        """Change dtypes as asked; the rows stay on the host."""
+        held = list(row_tensors(self.stored, layout=self._layout).values())
+        held += [each.grad for each in held if each.grad is not None]
+        rows = {id(each) for each in held}
+
+        def on_host(tensor: Tensor) -> Tensor:
+            if id(tensor) not in rows:
+                return fn(tensor)
+            like = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
+            if like.device.type == "meta":
+                return fn(tensor)
+            if tensor.is_meta:
+                return torch.empty_like(tensor, dtype=like.dtype, device="cpu")
+            return tensor.to(like.dtype)
+
+        super()._apply(on_host, *args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _pin(tensors: list[Tensor]) -> None:
+    """Move tensors to memory that a GPU can copy from while the host goes on."""
+    for tensor in tensors:
+        if not tensor.is_pinned():
+            with torch.inference_mode(mode=False):
+                tensor.data = tensor.data.pin_memory()

@@ -1,0 +1,146 @@
+"""What a run is composed of, as plain values, so that another run can be told from it."""
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+
+from memtx.adapters import MemoryAdapter
+from memtx.adapters.families import SIZES
+from memtx.expression import is_component
+from memtx.spec.base_weights import digits, looked_at
+from memtx.spec.describe import describe
+from memtx.spec.processes import whole
+from memtx.train.run import Run
+from memtx.train.run_state import model_tensors
+
+_SHOWN = 5
+
+
+def composition(run: Run) -> dict[str, Any]:
+    """Give what must be the same in a run that goes on: model, groups, terms, optimizer.
+
+    Where parameters are sharded, every process must call this.
+
+    Args:
+        run: the run.
+    """
+    objective = run.objective
+    names = {id(p): name for name, p in objective.named_parameters()}
+    return {
+        "model": _described(objective.model),
+        "tensors": {name: _form(each) for name, each in model_tensors(objective).items()},
+        "frozen": {
+            name: {"form": _form(each), "digits": digits(whole(each))}
+            for name, each in _frozen(objective.model).items()
+        },
+        "groups": {
+            group.name: sorted(names.get(id(p), "?") for p in group.parameters())
+            for group in run.groups
+        },
+        "terms": {term.name: _plain(term) for term in objective.terms},
+        "streams": sorted(run.streams),
+        "optimizer": type(run.optimizer).__name__,
+    }
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """Give the numbers that a run that goes on may have changed, and is warned of.
+
+    Args:
+        run: the run.
+    """
+    outside = ("params", "lr")
+    return {
+        "steps": run.steps,
+        "learning_rate": {group.name: group.learning_rate for group in run.groups},
+        "weights": dict(run.objective.weights),
+        "optimizer": [
+            {key: _value(value) for key, value in group.items() if key not in outside}
+            for group in run.optimizer.param_groups
+        ],
+        "scaler": run.scaler.is_enabled(),
+        "callbacks": [type(callback).__name__ for callback in run.callbacks],
+    }
+
+
+def differences(then: Any, now: Any, *, path: str) -> list[str]:
+    """Give where two plain values differ, at most a few places.
+
+    Args:
+        then: the one that was kept.
+        now: the other.
+        path: what both are called.
+    """
+    if isinstance(then, dict) and isinstance(now, dict):
+        parts = [
+            (f"{path}.{key}", then.get(key, "nothing"), now.get(key, "nothing"))
+            for key in sorted({*then, *now})
+        ]
+    elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
+        parts = [(f"{path}[{n}]", *pair) for n, pair in enumerate(zip(then, now, strict=True))]
+    else:
+        return [] if then == now else [f"{path}: {_short(then)} then, {_short(now)} now"]
+    found: list[str] = []
+    for place, one, other in parts:
+        found += differences(one, other, path=place)
+    return found[:_SHOWN]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _described(model: nn.Module) -> Any:
+    """Give the description of a model, without where its base was read from."""
+    if is_component(model):
+        spec: dict[str, Any] = describe(model)
+        if isinstance(model, MemoryAdapter):
+            spec["model"]["arguments"]["base"]["base"].pop("name", None)
+        return _json(spec)
+    config = getattr(model, "config", None)
+    sizes = {name: getattr(config, name) for name in SIZES if hasattr(config, name)}
+    # Sharding gives a module a class of its own, named after the module's.
+    return {"class": type(model).__name__.removeprefix("FSDP"), "sizes": _json(sizes)}
+
+
+def _json(value: Any) -> Any:
+    """Give a value as JSON gives it back."""
+    if isinstance(value, dict):
+        return {str(key): _json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(each) for each in value]
+    return value
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _frozen(model: nn.Module) -> dict[str, Tensor]:
+    """Give the frozen tensors that tell one base from another; of a base, some layers' alone."""
+    if not isinstance(model, MemoryAdapter):
+        named = model.named_parameters()
+        return {name: p for name, p in named if not p.requires_grad and p.is_floating_point()}
+    base = {id(p) for p in model.base.parameters()}
+    own = {
+        name: p
+        for name, p in model.named_parameters()
+        if not p.requires_grad and id(p) not in base and p.is_floating_point()
+    }
+    inside = {f"base.{name}": p for name, p in looked_at(model.base).items()}
+    return own | {name: p for name, p in inside.items() if not p.requires_grad}
+
+
+def _plain(term: Any) -> dict[str, Any]:
+    """Give a term's class and what it was made of, but for its weight."""
+    values = dataclasses.asdict(term) if dataclasses.is_dataclass(term) else {"name": term.name}
+    found = {key: _value(each) for key, each in values.items() if key != "weight"}
+    return {"class": type(term).__name__, "stream": term.stream} | found
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_value(each) for each in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else repr(value)

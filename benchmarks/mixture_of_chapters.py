@@ -5,15 +5,15 @@
 
 A step is forward, chunked loss with the router's losses, backward, clipping and fused AdamW, on
 rows of 1,024 fresh random tokens, in float32 under bfloat16 autocast. The model is compiled whole
-by `torch.compile(model)`; `-eager` variants are not compiled. `memtx-sequence` has the routing of the
-source's program, `memtx-rolling-N` chooses every N tokens. The control has 24 layers and takes the
-FLOPs of the memory at 32 rows; `ratio` is memtx over it, in the same mode, where both were named.
+by `torch.compile(model)`; `-eager` variants are not compiled. `memtx-sequence` has the routing of
+the source's program, `memtx-rolling-N` chooses every N tokens. The control has 24 layers and takes
+the FLOPs of the memory at 32 rows; `ratio` is memtx over it, in the same mode, if both were named.
 
 `--many-laid` sets from how many elements of keys and values on a read makes them again in the
 backward pass (`memtx.memory.routed_attention.MANY_LAID`): 0 always, a large number never. Each
 variant runs on a model of its own, `--rounds` times, every other time in reverse order; numbers are
-over the steps of all. Compiling takes about a minute. Peaks are of what torch allocated, weights and
-optimizer included. `tflops` is three times the analytic forward over the time.
+over the steps of all. Compiling takes about a minute. Peaks are of what torch allocated, weights
+and optimizer included. `tflops` is three times the analytic forward over the time.
 """
 
 import argparse
@@ -219,7 +219,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a size for a CPU; measures nothing")
     parser.add_argument("--rows", type=int, nargs="+", required=True, help="rows of a batch")
     parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["control", "memtx-sequence"])
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=["control", "memtx-sequence"]
+    )
     parser.add_argument("--rounds", type=int, default=1, help="runs of each variant")
     parser.add_argument("--many-laid", type=int, default=routed_attention.MANY_LAID)
     options = parser.parse_args()

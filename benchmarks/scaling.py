@@ -14,11 +14,12 @@ Two checks are records too. `shared-bank-gradient` is the largest difference of 
 small stack whose bank two blocks read, in float32, from that of one process with all the rows, over
 the largest gradient of the tensor. `checkpoint-round-trip` saves the run of the 371M stack behind
 two steps by `RunCheckpoints`, brings a new model to it, counts the numbers of weights and optimizer
-that are not the same bit for bit, and takes two more steps; `loss_difference` is that of these from
-a run of four steps. Its milliseconds are those for which a save holds up the run.
+that are not the same bit for bit, and goes on; `loss_difference` is that of these steps from the
+steps of a run without a stop. Its milliseconds are those for which a save holds up the run.
 """
 
 import argparse
+import os
 import statistics
 import sys
 from dataclasses import replace
@@ -27,10 +28,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from benchmarks.clocks import clock_of, forget_peak, peak_gib
 from benchmarks.records import Record, write_records
-from benchmarks.scaling_checks import gradient_check, round_trip
+from benchmarks.scaling_checks import gradient_check, gradients_alone, round_trip
 from benchmarks.scaling_runs import (
     WAYS,
     Setting,
@@ -86,23 +88,25 @@ class Ticking:
         """Nothing is open."""
 
 
-def scaling(setting: Setting) -> list[Record]:
-    """Time the first process alone, and then all of them in each way."""
-    alone: Record = {}
-    if dist.get_rank() == 0:
-        single = SingleProcess(device=setting.device)
-        alone = timed(setting=setting, parallelism=single, precision=BFloat16Autocast())
-        clean(setting.device)
-    together()
-    found = [{"variant": "single-process", "processes": 1, "efficiency": 1.0, "ratio": 1.0} | alone]
+def alone(setting: Setting) -> Record:
+    """Time a single process; in a group its routers would look for the others' statistics."""
+    say("single-process")
+    single = SingleProcess(device=setting.device)
+    record = timed(setting=setting, parallelism=single, precision=BFloat16Autocast())
+    clean(setting.device)
+    return {"variant": "single-process", "processes": 1, "efficiency": 1.0, "ratio": 1.0} | record
+
+
+def scaling(setting: Setting, *, single: Record) -> list[Record]:
+    """Time all processes in each way, against the first one alone."""
+    found = [single]
     for name, (make, precision) in WAYS.items():
         say(name)
-        parallelism = make(setting.device)
-        record = timed(setting=setting, parallelism=parallelism, precision=precision)
+        record = timed(setting=setting, parallelism=make(setting.device), precision=precision)
         clean(setting.device)
         together()
-        if dist.get_rank() == 0:
-            efficiency = alone["milliseconds"] / record["milliseconds"]
+        if single:
+            efficiency = single["milliseconds"] / record["milliseconds"]
             record |= {"efficiency": efficiency, "ratio": 1.0 / efficiency}
         found.append({"variant": name, "processes": dist.get_world_size()} | record)
     return [{"case": setting.case} | each for each in found]
@@ -110,7 +114,7 @@ def scaling(setting: Setting) -> list[Record]:
 
 def say(text: str) -> None:
     """Say, by the first process, what is going on."""
-    if dist.get_rank() == 0:
+    if os.environ["RANK"] == "0":
         print(text, file=sys.stderr, flush=True)
 
 
@@ -130,6 +134,20 @@ def table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def own_device() -> torch.device:
+    """Give the device of this process on its node."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def use_fast_products() -> None:
+    """Train as on such a GPU one does: what stays float32, such as router scores, by TF32."""
+    torch.set_float32_matmul_precision("high")
+
+
 def main() -> int:
     """Run, write and print; 1 if a check failed."""
     parser = argparse.ArgumentParser(description="Scale the training of the 371M stack.")
@@ -137,17 +155,23 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=16, help="rows of each process's batch")
     parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
     options = parser.parse_args()
-    torch.set_float32_matmul_precision("highest")
+    if "RANK" not in os.environ:
+        parser.error("start it by torchrun")
+    make = tiny_setting if options.cpu else full_setting
+    setting = make(rows=options.rows, device=own_device())
+    single: Record = {}
+    wanted: dict[str, Tensor] = {}
+    # The others wait for the first process, which runs alone as if there were no others.
+    if os.environ["RANK"] == "0":
+        wanted = gradients_alone(setting.device, processes=int(os.environ["WORLD_SIZE"]))
+        use_fast_products()
+        single = alone(setting)
     with launched() as parallelism:
-        if isinstance(parallelism, SingleProcess):
-            parser.error("start it by torchrun")
         device = parallelism.device
-        make = tiny_setting if options.cpu else full_setting
-        setting = make(rows=options.rows, device=device)
-        records = gradient_check(device)
-        # As a user trains on such a GPU: what stays float32, such as the router's scores, by TF32.
-        torch.set_float32_matmul_precision("high")
-        records += scaling(setting)
+        torch.set_float32_matmul_precision("highest")
+        records = gradient_check(device, wanted=wanted)
+        use_fast_products()
+        records += scaling(setting, single=single)
         records += round_trip(setting)
         if parallelism.rank > 0:
             return 0

@@ -1,4 +1,4 @@
-"""The runs that `scaling.py` times and checks: stacks, tokens, parallelisms and a trainer of them."""
+"""The runs that `scaling.py` times and checks: stacks, tokens, parallelisms, and a trainer."""
 
 import gc
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def tiny_setting(*, rows: int, device: torch.device) -> Setting:
 
 
 class RandomTokens:
-    """A stream of rows of random tokens: what one process sees in a batch, several see in `parts`."""
+    """Rows of random tokens: what one process sees in a batch, several see in `parts`."""
 
     def __init__(self, *, vocab_size: int, rows: int, parts: int, length: int) -> None:
         self.vocab_size = vocab_size

@@ -19,8 +19,15 @@ import torch
 
 from factories.from_scratch import dense_a_tiny
 from factories.tiny_base import manual, qwen_tokenizer
-from memtx.data import Documents, FullRows, ShuffleBuffer, SplitLong, Streamed, StreamBatches
-from memtx.data import TextEncoder
+from memtx.data import (
+    Documents,
+    FullRows,
+    ShuffleBuffer,
+    SplitLong,
+    StreamBatches,
+    Streamed,
+    TextEncoder,
+)
 from memtx.train import (
     AdamW,
     FullPrecision,
@@ -67,7 +74,7 @@ class Death:
 class Show:
     """Prints each step as it is done, so that what was done before a death can be seen."""
 
-    def begin(self, *, step: int) -> None:
+    def begin(self, step: int) -> None:
         """Say where the run starts."""
         print(f"starts behind step {step}", flush=True)
 
@@ -138,7 +145,7 @@ def train(folder: Path, *, callbacks: list[Callback]) -> tuple[list[Record], tor
 def show(folder: Path) -> None:
     """Train to the end, be killed, go on, and compare."""
     if folder.exists():
-        sys.exit(f"resume: the output must be free, got folder='{folder}'; remove it or name another.")
+        sys.exit(f"resume: the output must be free, got folder='{folder}'; name another.")
     print(f"--- a run of {STEPS} steps that nobody disturbs")
     expected, weights = train(folder / "whole", callbacks=[Death(step=NEVER)])
     print(f"--- the same run, killed after step {DEATH} (kill -9)")

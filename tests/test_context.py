@@ -191,13 +191,47 @@ def test_a_cache_filled_by_another_is_refused():
         here.remember(tokens, tokens)
 
 
-def test_a_cache_of_fixed_size_is_refused():
+def static(length):
     config = LlamaConfig(num_hidden_layers=1, num_attention_heads=1, hidden_size=4)
-    here = context(batch=1, length=1, known={"cache": StaticCache(config=config, max_cache_len=8)})
+    return StaticCache(config=config, max_cache_len=length)
+
+
+def test_a_cache_of_fixed_size_gives_all_its_places_once_it_is_begun():
+    cache, mask = static(6), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    here = context(batch=2, length=3, known={"cache": cache, "attention_mask": mask})
+    one = torch.arange(6.0).view(2, 1, 3, 1)
+    assert (here.known, here.place) == (3, None)
+    for each in here.remember(one, 2 * one):
+        assert each.shape == (2, 1, 3, 1)  # the prompt reads what it gives
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    here = context(batch=2, length=1, known={"cache": cache, "attention_mask": mask})
+    assert (here.known, here.length, here.place.tolist(), here.num_before()) == (6, 1, [3], 3)
+    assert here.real.tolist() == [[False, True, True, True, False, False], [True] * 4 + [False] * 2]
+    assert here.positions.tolist() == [[2], [3]]
+    assert here.prompt.tolist() == [[False], [False]]
+    assert here.before().sum(dim=1).tolist() == [2, 3]
+    assert here.own(here.index).tolist() == [[2], [3]]
+    assert here.attention_mask().shape == (2, 1, 1, 6)
+    keys, values = here.remember(one[:, :, :1] + 9.0, one[:, :, :1])
+    assert keys[:, 0, :, 0].tolist() == [[0, 1, 2, 9, 0, 0], [3, 4, 5, 12, 0, 0]]
+    assert values[:, 0, :3, 0].tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert here.place.tolist() == [3]  # the cache has counted on
+
+
+def test_a_cache_of_fixed_size_goes_on_token_by_token():
+    cache = static(8)
+    one = torch.zeros(1, 1, 3, 1)
+    context(batch=1, length=3, known={"cache": cache}).remember(one, one)
     message = (
-        "Context: the cache must grow with its tokens, so that all it gives are tokens, got "
-        "cache='StaticCache'; use a DynamicCache, which is what generate makes unless told "
-        "otherwise."
+        "Context: a cache of fixed size must go on token by token, got cache='StaticCache', tokens "
+        "of the call=2; give one token at a time, or use a DynamicCache, which is what generate "
+        "makes unless told otherwise."
     )
+    two = torch.zeros(1, 1, 2, 1)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        here.remember(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+        context(batch=1, length=2, known={"cache": cache}).remember(two, two)
+    cache.layers.append(type(cache.layers[0])(max_cache_len=8))
+    here = context(batch=1, length=1, known={"cache": cache})
+    here.slots.take()
+    with pytest.raises(ValueError, match="switch the memory on before the first call"):
+        here.remember(two[:, :, :1], two[:, :, :1])

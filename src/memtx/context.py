@@ -8,8 +8,25 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from memtx.checks import require
+from memtx.places import (
+    IGNORED,
+    check_labels,
+    documents_of,
+    holds_documents,
+    index_of,
+    layer_for,
+    mask_of,
+    own,
+    packs,
+    place_in,
+    plain_mask,
+    positions_of,
+    prompt_of,
+    size_of,
+    widened,
+)
 
-IGNORED = -100
+__all__ = ["IGNORED", "Context", "Slots", "holds_documents"]
 
 
 @final
@@ -19,7 +36,8 @@ class Context:
 
     Made once for a forward by the model (`Context.of`) and passed down to every sub-layer. The
     axis `known` holds the tokens of the cache and then those of the stream; `length` is the
-    stream's alone. Without a cache the two are equal.
+    stream's alone. Without a cache the two are equal. In a cache of fixed size, once begun, `known`
+    is all of its places, and the stream is one token, at `place`.
 
     Args:
         real: at every known place, whether a token stands there (not padding).
@@ -31,6 +49,8 @@ class Context:
         all_real: whether it is known that no place is padding.
         packed: whether a row holds more than one document.
         cache: a `Cache` of transformers that is carried from call to call; None without one.
+        place: where the one token of the stream stands among the known places, `[1]`; None, the
+            stream stands last.
         slots: the numbers of the cache's layers, given out in the order of the calls.
         routings: what the routers of this forward chose, in the order of the calls.
         memo: values that several sub-layers share, such as the rotary angles.
@@ -59,6 +79,7 @@ class Context:
     all_real: bool
     packed: bool
     cache: Any
+    place: Tensor | None
     slots: "Slots"
     routings: list[Any]
     memo: dict[Any, Any]
@@ -92,37 +113,48 @@ class Context:
         Raises:
             ValueError: if a shape does not fit, or the cache holds documents side by side.
         """
-        past = 0 if cache is None else int(cache.get_seq_length())
-        known = past + length
+        place = place_in(cache, length=length, device=device)
+        past = 0 if cache is None else int(cache.get_seq_length()) if place is None else None
+        known = size_of(cache) if past is None else past + length
         real = torch.ones(batch, known, dtype=torch.bool, device=device)
-        all_real = attention_mask is None
+        all_real = attention_mask is None and place is None
         if attention_mask is not None:
-            real = _mask(attention_mask, shape=(batch, known))
+            mask = plain_mask(attention_mask, known=known)
+            real = mask_of(mask if place is None else widened(mask, known), shape=(batch, known))
+        if place is not None:
+            real = real & (torch.arange(known, device=device) <= place)
+        elif attention_mask is not None:
             # Asked once for a forward, it spares every layer a mask; a trace cannot ask.
             all_real = not torch.compiler.is_compiling() and bool(real.all())
         document = torch.zeros_like(real, dtype=torch.long)
         packed = False
         if position_ids is not None:
-            position_ids = _positions(position_ids, shape=(batch, length))
+            position_ids = positions_of(position_ids, shape=(batch, length))
             if length > 1:
-                found = _documents(real=real[:, past:], positions=position_ids)
+                found = documents_of(real=real[:, -length:], positions=position_ids)
                 packed = torch.compiler.is_compiling() or bool((found > 0).any())
-                packed = packed and _packs(cache)
+                packed = packed and packs(cache)
                 document = found if packed else document
-        index = _index(real=real, document=document if packed else None)
+        index = index_of(real=real, document=document if packed else None)
         if labels is not None:
-            _check_labels(labels, shape=(batch, length))
+            check_labels(labels, shape=(batch, length))
+        if position_ids is None:
+            position_ids = own(index, length=length, place=place)
         return cls(
             real=real,
             document=document,
             index=index,
-            positions=index[:, past:] if position_ids is None else position_ids,
-            prompt=_prompt(
-                labels=labels, real=real[:, past:], document=document[:, past:], starts=past == 0
+            positions=position_ids,
+            prompt=prompt_of(
+                labels=labels,
+                real=own(real, length=length, place=place),
+                document=own(document, length=length, place=place),
+                starts=past == 0 if place is None else place == 0,
             ),
             all_real=all_real,
             packed=packed,
             cache=cache,
+            place=place,
             slots=Slots(first=first_slot, given=0),
             routings=[],
             memo={},
@@ -158,8 +190,23 @@ class Context:
 
     @property
     def past(self) -> int:
-        """Number of places in the cache."""
+        """Number of known places that are not the stream's."""
         return self.known - self.length
+
+    def own(self, x: Tensor) -> Tensor:
+        """Give of a value of every known token those of the stream, `[batch, length, ...]`.
+
+        Args:
+            x: `[batch, known, ...]`.
+        """
+        return own(x, length=self.length, place=self.place)
+
+    def before(self) -> Bool[Tensor, "batch known"]:
+        """Tell which known tokens are real and stood there before this call."""
+        if self.place is not None:
+            return self.real.index_fill(1, self.place, False)
+        at = torch.arange(self.known, device=self.real.device)
+        return self.real & (at < self.past)
 
     def attention_mask(self) -> Bool[Tensor, "batch 1 length known"] | None:
         """Give which known token each token of the stream may attend to; None if it is causal.
@@ -167,14 +214,14 @@ class Context:
         A token attends to real tokens of its own document that do not come after it. Padding
         attends to itself, so that no row of the mask is empty.
         """
-        if self.all_real and not self.packed and self.past == 0:
+        if self.all_real and not self.packed and self.past == 0 and self.place is None:
             return None
         if "attention_mask" not in self.memo:
             at = torch.arange(self.known, device=self.real.device)
-            query = at[self.past :, None]
+            query = (at[self.past :] if self.place is None else self.place)[:, None]
             document = self.document
             allowed = (at <= query) & self.real[:, None, :]
-            allowed &= document[:, self.past :, None] == document[:, None, :]
+            allowed &= self.own(document)[:, :, None] == document[:, None, :]
             self.memo["attention_mask"] = (allowed | (at == query))[:, None]
         mask: Tensor = self.memo["attention_mask"]
         return mask
@@ -190,34 +237,45 @@ class Context:
             values: the same, with a width of its own.
 
         Raises:
-            ValueError: if the cache was filled by a forward that did not remember, or has a size
-                of its own.
+            ValueError: if the cache was filled by a forward that did not remember, or is of fixed
+                size and was begun with several tokens to add.
         """
         if self.cache is None:
             return keys, values
-        slot = self.slots.take()
-        require(
-            ok=not getattr(self.cache, "is_compileable", False),
-            owner="Context",
-            rule="the cache must grow with its tokens, so that all it gives are tokens",
-            got={"cache": type(self.cache).__name__},
-            remedy="use a DynamicCache, which is what generate makes unless told otherwise",
-        )
-        layers = self.cache.layers
+        slot, layers = self.slots.take(), self.cache.layers
         if len(layers) <= slot:
-            from transformers.cache_utils import DynamicLayer
-
-            layers += [DynamicLayer() for _ in range(slot + 1 - len(layers))]
+            layers += [layer_for(self.cache) for _ in range(slot + 1 - len(layers))]
+        if hasattr(layers[slot], "max_cache_len"):
+            return self._remember_in_place(keys, values, slot=slot)
         keys, values = self.cache.update(keys, values, slot)
+        self._require_held(keys.shape[-2])
+        return keys, values
+
+    def _remember_in_place(self, keys: Tensor, values: Tensor, *, slot: int) -> Any:
+        """Add to a layer of fixed size: the first call reads what it gives, others all places."""
+        begun = self.place is not None
+        require(
+            ok=begun or self.past == 0,
+            owner="Context",
+            rule="a cache of fixed size must go on token by token",
+            got={"cache": type(self.cache).__name__, "tokens of the call": self.length},
+            remedy="give one token at a time, or use a DynamicCache, which is what generate makes "
+            "unless told otherwise",
+        )
+        if begun and not self.cache.layers[slot].is_initialized:
+            self._require_held(0)
+        held = self.cache.update(keys, values, slot)
+        return held if begun else (keys, values)
+
+    def _require_held(self, found: int) -> None:
         held = self.past + self.length
         require(
-            ok=keys.shape[-2] >= held,
+            ok=found >= held,
             owner="Context",
             rule="the cache must have been filled with the memory on, from its first token",
-            got={"tokens in the cache": held, "remembered by the memory": keys.shape[-2]},
+            got={"tokens in the cache": held, "remembered by the memory": found},
             remedy="start with an empty cache, and switch the memory on before the first call",
         )
-        return keys, values
 
     def count_in_cache(self, x: Tensor) -> None:
         """Let the cache count the tokens of a model in which no sub-layer remembers anything.
@@ -254,93 +312,3 @@ class Slots:
         """Give the next number."""
         self.given += 1
         return self.first + self.given - 1
-
-
-def holds_documents(*, attention_mask: Tensor, position_ids: Tensor) -> bool:
-    """Tell whether a row holds more than one document.
-
-    Args:
-        attention_mask: 1 at real tokens, 0 at padding, `[batch, length]`.
-        position_ids: where they start again, a new document starts; `[batch, length]`.
-    """
-    real = attention_mask.bool()
-    shape = (real.shape[0], real.shape[1])
-    found = _documents(real=real, positions=_positions(position_ids, shape=shape))
-    return bool((found > 0).any())
-
-
-def _mask(attention_mask: Tensor, *, shape: tuple[int, int]) -> Tensor:
-    require(
-        ok=attention_mask.shape == shape,
-        owner="Context",
-        rule="attention_mask must be [batch, tokens of the cache and of this call]",
-        got={"attention_mask": tuple(attention_mask.shape), "wanted": shape},
-        remedy="give a 1 for each real token of the cache and of the call, a 0 for padding",
-    )
-    return attention_mask.bool()
-
-
-def _positions(position_ids: Tensor, *, shape: tuple[int, int]) -> Tensor:
-    require(
-        ok=position_ids.shape in (shape, (1, shape[1])),
-        owner="Context",
-        rule="position_ids must be [batch, length] or [1, length]",
-        got={"position_ids": tuple(position_ids.shape), "wanted": shape},
-        remedy="give the position of each token of this call",
-    )
-    return position_ids.expand(shape)
-
-
-def _check_labels(labels: Tensor, *, shape: tuple[int, int]) -> None:
-    require(
-        ok=labels.shape == shape,
-        owner="Context",
-        rule="labels must be [batch, length]",
-        got={"labels": tuple(labels.shape), "wanted": shape},
-        remedy=f"give a label for each token of this call, {IGNORED} where there is none",
-    )
-
-
-def _packs(cache: Any) -> bool:
-    """Tell whether positions that start again start a document; refuse it in a cache."""
-    require(
-        ok=cache is None or torch.compiler.is_compiling(),
-        owner="Context",
-        rule="a row must hold one document where there is a cache",
-        got={"position_ids": "starting again within a row", "cache": type(cache).__name__},
-        remedy="pass use_cache=False with packed documents",
-    )
-    return cache is None
-
-
-def _documents(*, real: Tensor, positions: Tensor) -> Tensor:
-    """Number documents: one starts where a position does not follow the last real token's."""
-    at = torch.arange(real.shape[1], device=real.device).expand_as(real)
-    last = torch.where(real, at, -1).cummax(dim=1).values
-    before = torch.cat([torch.full_like(last[:, :1], -1), last[:, :-1]], dim=1)
-    follows = positions == positions.gather(1, before.clamp(min=0)) + 1
-    starts = real & ~follows & (before >= 0)
-    return starts.long().cumsum(dim=1)
-
-
-def _index(*, real: Tensor, document: Tensor | None) -> Tensor:
-    """Count real tokens in each document from 0."""
-    count = real.long().cumsum(dim=1)
-    if document is None:
-        return (count - 1).clamp(min=0)
-    before = count - real.long()
-    start = torch.full_like(before, before.shape[1]).scatter_reduce(
-        1, document, torch.where(real, before, before.shape[1]), "amin"
-    )
-    return (count - 1 - start.gather(1, document)).clamp(min=0)
-
-
-def _prompt(*, labels: Tensor | None, real: Tensor, document: Tensor, starts: bool) -> Tensor:
-    """Tell the tokens that stand before the first label of their document."""
-    if labels is None:
-        return real if starts else torch.zeros_like(real)
-    labelled = (labels != IGNORED) & real
-    seen = labelled.long().cumsum(dim=1)
-    before = seen - labelled.long()
-    at_start = torch.full_like(before, before.shape[1]).scatter_reduce(1, document, before, "amin")
-    return real & (seen == at_start.gather(1, document))

@@ -105,6 +105,9 @@ class MemoryBank(Protocol):
 class DistantBank(MemoryBank, Protocol):
     """A bank whose rows lie elsewhere than where they are read: they come where indices lie."""
 
+    def chapters(self, numbers: Tensor, size: int) -> Tensor:
+        """Give the tokens of whole chapters, `[chapters, size, dim]`."""
+
     def fetch_ahead(self, indices: Tensor) -> None:
         """Begin to fetch tokens that will be read; none is read wrongly without it."""
 

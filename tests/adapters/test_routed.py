@@ -220,14 +220,16 @@ def test_a_memory_switched_on_amid_a_cache_is_refused():
     continued(adapter, ids, mask, cache, start=4, end=6)
 
 
-def test_a_cache_of_fixed_size_is_refused_and_works_where_nothing_is_remembered():
-    adapter, ids = adapter_of(llama(), RollingRouting(window=3)), token_ids(1, 4)
-    mask, static = torch.ones_like(ids), {"cache_implementation": "static", "do_sample": False}
-    with pytest.raises(ValueError, match="got cache='StaticCache'; use a DynamicCache"):
-        generated(adapter, ids, mask, {**static})
-    adapter = adapter_of(adapter.remove(), TokenRouting())
-    wanted = generated(adapter, ids, mask, {"do_sample": False})
-    assert torch.equal(generated(adapter, ids, mask, {**static}), wanted)
+@each_base
+@each_causal
+@pytest.mark.parametrize("option", ["greedy", "beams"])
+def test_a_cache_of_fixed_size_generates_the_same(base, strategy, option):
+    adapter, (ids, mask) = adapter_of(tiny_base(base), strategy), left_padded(START)
+    wanted = generated(adapter, ids, mask, OPTIONS[option])
+    static = OPTIONS[option] | {"cache_implementation": "static"}
+    assert torch.equal(generated(adapter, ids, mask, static), wanted)
+    # And again: the base keeps the cache, and empties it.
+    assert torch.equal(generated(adapter, ids, mask, static), wanted)
 
 
 def test_two_adapters_remember_apart():

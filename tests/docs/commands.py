@@ -26,9 +26,14 @@ COMMANDS: dict[str, str] = {
     r"python examples/train_from_scratch\.py.*": "tests/examples/test_train_from_scratch.py",
     # As the one above.
     r"python examples/train_tensor_memory\.py.*": "tests/examples/test_train_tensor_memory.py",
+    r"python examples/resume\.py": "tests/examples/test_resume.py",
     r"python examples/associative_recall\.py.*": "tests/examples/test_associative_recall.py",
     r"pip install \.": "tests/packaging/test_wheel.py",
     r"memtx factories (list|copy qwen_adapter my_factories)": "tests/cli/test_factories.py",
+    r"memtx plan (mixture_of_chapters:with_memory|tensor_memory:small .*|llama_adapter:.*)": (
+        "tests/cli/test_plan.py"
+    ),
     r"memtx verify memory( --json)?": "tests/spec/test_verify.py",
+    r"memtx inspect memory --base BASE .*": "tests/cli/test_inspect.py",
     r"python -m memtx\.evaluate\.harness --model memtx .*": "tests/evaluate/harness/test_model.py",
 }

@@ -90,6 +90,13 @@ def test_a_lora_below_a_memory_is_switched_off_with_it():
     assert values(frozen) == pytest.approx(plain(model, models.lora()), rel=1e-4)
 
 
+def test_a_lora_alone_is_switched_off_though_it_is_frozen():
+    # As `PeftModel.from_pretrained` gives it.
+    model = models.lora().requires_grad_(False)
+    found = measured(model, base=None, batch_size=3)
+    assert values(found) == pytest.approx(plain(model, models.bare()), rel=1e-4)
+
+
 def test_the_loss_is_that_of_text_loss(data_folder):
     base, tokenizer = tiny.stories(data_folder)
     text = (data_folder / "text" / "tinystories.txt").read_text()[:4000]

@@ -37,7 +37,7 @@ def projected(model, ids):
     """The logits, and how many rows of the bank went through the projections of a reader."""
     rows = []
     hooks = [
-        projection.register_forward_hook(lambda _, given, out: rows.append(out.shape[0]))
+        projection.register_forward_hook(lambda _module, _given, out: rows.append(out.shape[0]))
         for reader in readers(model)
         for projection in (reader.k_proj, reader.v_proj)
     ]

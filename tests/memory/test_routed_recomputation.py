@@ -6,7 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from memtx.memory import routed_attention
 from tests import routing
-from tests.routing import CHAPTERS, DIM, MIXINGS, STRATEGIES, TOKENS
+from tests.routing import DIM, MIXINGS, STRATEGIES, TOKENS
 
 POOLED = {name: each for name, each in STRATEGIES.items() if name != "token"}
 each_strategy = pytest.mark.parametrize("strategy", POOLED.values(), ids=POOLED)
@@ -66,12 +66,13 @@ def test_dropout_is_the_same_in_both_passes(monkeypatch):
 def test_few_chapters_are_kept_and_many_are_not(monkeypatch):
     read, x = routing.reader(STRATEGIES["rolling"], MIXINGS["joint"], {}), torch.randn(2, 6, DIM)
     again = []
-    checkpoint = routed_attention.checkpoint
-    monkeypatch.setattr(
-        routed_attention, "checkpoint", lambda *a, **k: again.append(1) or checkpoint(*a, **k)
-    )
+
+    def noted(read, query, chapters, weights, segments, use_reentrant, preserve_rng_state):
+        again.append((use_reentrant, preserve_rng_state))
+        return read(query, chapters, weights, segments)
+
+    monkeypatch.setattr(routed_attention, "checkpoint", noted)
     laid = 2 * 2 * 4 * TOKENS * 12  # rows, windows, chapters, tokens, widths of key and value
-    assert laid <= 2 * 2 * 4 * CHAPTERS * TOKENS * 12
     monkeypatch.setattr(routed_attention, "MANY_LAID", laid + 1)
     read(x)
     assert not again
@@ -80,7 +81,7 @@ def test_few_chapters_are_kept_and_many_are_not(monkeypatch):
         read(x)
     assert not again
     read(x)
-    assert again
+    assert again == [(False, False)]
 
 
 def test_a_compiler_takes_it(monkeypatch):
@@ -89,9 +90,7 @@ def test_a_compiler_takes_it(monkeypatch):
     x = torch.randn(2, 9, DIM, requires_grad=True)
     wanted, _ = outputs_and_gradients(read, x)
     compiled = torch.compile(read, backend="aot_eager", fullgraph=True)
-    given = torch.autograd.grad(
-        compiled(x).sum(), [x, *read.parameters()], allow_unused=True
-    )
+    given = torch.autograd.grad(compiled(x).sum(), [x, *read.parameters()], allow_unused=True)
     for one, other in zip(given, wanted[1:], strict=True):
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -175,17 +175,15 @@ def test_chapters_in_the_order_of_the_choices_need_no_choice(read, size):
         segments, heads=heads, kv_heads=kv_heads, width=width, chosen=chosen, dtype=torch.float32
     )
     upstream = torch.randn_like(query)
-    wanted = with_gradients(
-        lambda *given: read[0](*given, segments, 0.0),
-        (query, key, value, choice, weights),
-        upstream,
-    )
-    given = with_gradients(
-        lambda q, k, v, _, w: read[0](
-            q, k[choice.flatten()], v[choice.flatten()], None, w, segments, 0.0
-        ),
-        (query, key, value, choice, weights),
-        upstream,
-    )
+
+    def named(q, k, v, w):
+        return read[0](q, k, v, choice, w, segments, 0.0)
+
+    def in_order(q, k, v, w):
+        laid = (each[choice.flatten()] for each in (k, v))
+        return read[0](q, *laid, None, w, segments, 0.0)
+
+    wanted = with_gradients(named, (query, key, value, weights), upstream)
+    given = with_gradients(in_order, (query, key, value, weights), upstream)
     for mine, theirs in zip(given, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ from tests.rules.source import Source, Table, unused
 # A unit is a package or file of src/memtx, or a top-level folder. Lowest row first.
 LAYERS = [
     {"checks", "expression", "modes"},
+    {"places"},
     {"context"},
     {"interfaces"},
     {"projections"},

@@ -107,6 +107,7 @@ ENTRY_POINTS: Table = {
     "src/memtx/tensor/block.py:TensorMemoryBlock.forward": ["context"],
     "src/memtx/tensor/single.py:DecayingTensorMemory.reset": ["device"],
     "src/memtx/tensor/single.py:TensorMemory.reset": ["device"],
+    "src/memtx/train/bank_optimizer.py:_ByRows.step": ["closure"],
     "src/memtx/transformer/feed_forward.py:FeedForward.forward": ["context"],
     "src/memtx/transformer/self_attention.py:SelfAttention.forward": ["context"],
     "src/memtx/transformer/swiglu.py:SwiGLU.forward": ["context"],
@@ -166,6 +167,7 @@ INHERITANCE: Table = {
     "src/memtx/ops/sorted_read.py:_JointRead": ["torch.autograd.Function"],
     "src/memtx/ops/tensor_function.py:ChunkedTensorMemory": ["torch.autograd.Function"],
     "src/memtx/tensor/cache.py:StateLayer": ["CacheLayerMixin"],
+    "src/memtx/train/bank_optimizer.py:_ByRows": ["torch.optim.Optimizer"],
 }
 
 # Heavy libraries imported when a module of src loads.

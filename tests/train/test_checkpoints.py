@@ -37,6 +37,7 @@ def at(model, *, step: int) -> Run:
         callbacks=[],
         steps=400,
         step=step,
+        stop=None,
     )
 
 

@@ -73,7 +73,7 @@ def test_gradients_are_those_of_one_process(together, way, name):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_what_is_compared_is_not_zero(name):
-    """Gradients are clipped to a norm of 0.5, so an error of 1e-5 is small and a lost bank is not."""
+    """Gradients are clipped to a norm of 0.5: 1e-5 of it is little, and a lost bank is not."""
     gradients = alone(name)[1]
     norm = torch.stack([each.norm() for each in gradients.values()]).norm()
     assert norm.item() == pytest.approx(0.5, rel=1e-4)

@@ -21,16 +21,16 @@ ALL = [
 each = pytest.mark.parametrize("value", ALL, ids=lambda value: type(value).__name__)
 
 
-def group(name: str, *modules: nn.Module, rate: float, decay: float) -> ParameterGroup:
+def group(name: str, modules: list[nn.Module], *, rate: float, decay: float) -> ParameterGroup:
     return ParameterGroup(
-        name=name, modules=list(modules), without=[], learning_rate=rate, weight_decay=decay
+        name=name, modules=modules, without=[], learning_rate=rate, weight_decay=decay
     )
 
 
 @each
 def test_it_has_a_group_of_each_with_its_rates(value):
     first, second = nn.Linear(2, 3), nn.Linear(3, 1, bias=False)
-    groups = [group("a", first, rate=1e-3, decay=0.1), group("b", second, rate=2e-4, decay=0.0)]
+    groups = [group("a", [first], rate=1e-3, decay=0.1), group("b", [second], rate=2e-4, decay=0.0)]
     assert isinstance(value, Optimizer)
     optimizer = value.make(groups)
     assert isinstance(optimizer, torch.optim.Optimizer)
@@ -50,7 +50,7 @@ def steps(value, *, count: int, size: int, decay: float) -> torch.Tensor:
     torch.manual_seed(0)
     module = nn.Linear(size, 1, bias=False)
     nn.init.ones_(module.weight)
-    optimizer = value.make([group("a", module, rate=1e-2, decay=decay)])
+    optimizer = value.make([group("a", [module], rate=1e-2, decay=decay)])
     for _ in range(count):
         module.weight.grad = torch.randn(1, size)
         optimizer.step()
@@ -99,7 +99,7 @@ def test_the_one_kernel_is_used_and_equals_the_plain_loop(value, plain):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(9, 5), nn.Linear(5, 3))
     other = copy.deepcopy(module)
-    fast = value.make([group("a", module, rate=1e-2, decay=0.1)])
+    fast = value.make([group("a", [module], rate=1e-2, decay=0.1)])
     slow = plain(
         other.parameters(), lr=1e-2, weight_decay=0.1, betas=(0.8, 0.95), eps=1e-6, foreach=False
     )
@@ -119,7 +119,7 @@ def test_eight_bits_hold_the_moments_and_follow_the_exact_ones():
     value = AdamW8bit(betas=(0.8, 0.95), eps=1e-6, smallest=4096)
     torch.manual_seed(0)
     large, small = nn.Linear(4096, 1, bias=False), nn.Linear(9, 1, bias=False)
-    optimizer = value.make([group("a", large, small, rate=1e-2, decay=0.1)])
+    optimizer = value.make([group("a", [large, small], rate=1e-2, decay=0.1)])
     for part in (large, small):
         part.weight.grad = torch.randn_like(part.weight)
     optimizer.step()
@@ -137,7 +137,7 @@ def test_eight_bits_go_on_from_a_state_bit_for_bit():
     torch.manual_seed(0)
     module = nn.Linear(64, 64)
     gradients = [[torch.randn_like(p) for p in module.parameters()] for _ in range(4)]
-    optimizer = value.make([group("a", module, rate=1e-2, decay=0.1)])
+    optimizer = value.make([group("a", [module], rate=1e-2, decay=0.1)])
 
     def go(part: nn.Module, made: torch.optim.Optimizer, chosen: list[list[torch.Tensor]]) -> None:
         for each in chosen:
@@ -147,7 +147,7 @@ def test_eight_bits_go_on_from_a_state_bit_for_bit():
 
     go(module, optimizer, gradients[:2])
     other = copy.deepcopy(module)
-    resumed = value.make([group("a", other, rate=1e-2, decay=0.1)])
+    resumed = value.make([group("a", [other], rate=1e-2, decay=0.1)])
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     go(module, optimizer, gradients[2:])
     go(other, resumed, gradients[2:])
@@ -157,11 +157,11 @@ def test_eight_bits_go_on_from_a_state_bit_for_bit():
 
 def test_eight_bits_refuse_what_they_cannot_hold(monkeypatch):
     value = AdamW8bit(betas=(0.9, 0.95), eps=1e-8, smallest=0)
-    on_meta = group("a", nn.Linear(2, 2, device="meta"), rate=1e-3, decay=0.0)
+    on_meta = group("a", [nn.Linear(2, 2, device="meta")], rate=1e-3, decay=0.0)
     if importlib.util.find_spec("bitsandbytes") is not None:
         with pytest.raises(ValueError, match="AdamW8bit: .*got sharded=0, devices=\\['meta'\\];"):
             value.make([on_meta])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", {}.get)
     with pytest.raises(ValueError, match="must be installed, got bitsandbytes=None; run pip"):
         value.make([on_meta])
 
@@ -175,7 +175,7 @@ def test_eight_bits_refuse_sharded_parameters(tmp_path):
     try:
         module = nn.Linear(4, 4, bias=False)
         fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
-        groups = [group("a", module, rate=1e-3, decay=0.0)]
+        groups = [group("a", [module], rate=1e-3, decay=0.0)]
         value = AdamW8bit(betas=(0.9, 0.95), eps=1e-8, smallest=0)
         with pytest.raises(ValueError, match="got sharded=1, devices=\\['cpu'\\]; use AdamW where"):
             value.make(groups)

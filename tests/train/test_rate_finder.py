@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ def test_it_finds_a_rate_that_learns(model):
     found = find_learning_rate(trainer, lowest=1e-6, highest=1e2, steps=60)
     factors = [record["learning_rate_factor"] for record in found.records]
     assert factors[0] == pytest.approx(1e-6)
-    ratios = [later / earlier for earlier, later in zip(factors, factors[1:], strict=False)]
+    ratios = [later / earlier for earlier, later in pairwise(factors)]
     assert ratios == pytest.approx([1e8 ** (1 / 59)] * len(ratios))
     assert found.learning_rates == {"memory": found.factor}
-    # A rate a hundred times lower learns next to nothing in as many steps, one as much higher harms.
+    # A rate a hundred times lower learns next to nothing here, one as much higher harms.
     losses = {}
     for scale in (0.01, 1.0, 100.0):
         group = replace(trainer.groups[0], learning_rate=scale * found.factor)

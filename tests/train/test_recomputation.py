@@ -160,34 +160,45 @@ def test_layers_of_a_base_run_again_and_change_no_number(kind):
     assert tiny.same(results[0][1], results[1][1])
 
 
+class Standing:
+    """As much of a run as the callback looks at."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+
+
+class Saved:
+    """Counts the numbers that autograd keeps."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.count += tensor.numel()
+        return tensor
+
+    def unpack(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
 def test_activations_are_not_kept():
     kept = {}
     for recomputed in (False, True):
         model = transformer("rolling").train()
-        sizes: list[int] = []
+        saved = Saved()
         callback = RecomputedLayers(layers=model.layers)
         objective = Objective(
             model=model, terms=[NextTokenLoss(name="text", stream="text", weight=1.0, chunk=1024)]
         )
 
-        class Standing:
-            """As much of a run as the callback looks at."""
-
-            def __init__(self, objective) -> None:
-                self.objective = objective
-
-        def pack(tensor: torch.Tensor, sizes=sizes) -> torch.Tensor:
-            sizes.append(tensor.numel())
-            return tensor
-
         batch = {"text": Tokens().next_batch(rank=0, world_size=1)}
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack):
             if recomputed:
                 with callback.around(Standing(objective)):
                     objective(batch)
             else:
                 objective(batch)
-        kept[recomputed] = sum(sizes)
+        kept[recomputed] = saved.count
     assert kept[True] < 0.4 * kept[False]
 
 

@@ -1,18 +1,21 @@
 """Every kind of state that a run has goes through a checkpoint as it was."""
 
+import json
 import random
+import traceback
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from memtx.train import AdamW, Float16Autocast, Resume, RunCheckpoints
 from memtx.train.optimizer import SGD, Adam, AdamW8bit
 from memtx.train.random_state import random_state, set_random_state
 from memtx.train.run_checkpoints import Snapshot
 from memtx.train.run_state import optimizer_state
-from memtx.train.together import Together
+from memtx.train.together import Together, plain_errors
 from tests.train import tiny
 from tests.train.test_checkpoints import at
 
@@ -62,18 +65,21 @@ def test_the_scale_of_the_loss_goes_on_as_if_nothing_had_been(tmp_path):
     )
     keys = {"optimizer": OPTIMIZERS[0], "precision": precision}
     memory, losses = trained(tmp_path / "a", start=None, every=BREAK, **keys)
-    (tmp_path / "a" / f"step-{STEPS:08d}").rename(tmp_path / "last")
+    folder_of_last = (tmp_path / "a" / f"step-{STEPS:08d}").rename(tmp_path / "last")
     resumed = Resume(folder=tmp_path / "a")
     again, later = trained(tmp_path / "a", start=resumed, every=STEPS, **keys)
     assert later == losses[BREAK:]
     assert tiny.same(again, memory)
-    texts = [(each / "run.json").read_text() for each in (tmp_path / "last", tmp_path / "a")
-             if (each / "run.json").exists()]
-    assert '"scale": 32.0' in texts[0]
+    values = (folder_of_last / "run.json").read_text(encoding="utf-8")
+    assert json.loads(values)["scaler"]["scale"] == 32.0
 
 
 def draw() -> list[float]:
-    return [random.random(), random.gauss(0.0, 1.0), np.random.rand(), np.random.randn()] + [
+    return [
+        random.random(),
+        random.gauss(0.0, 1.0),
+        np.random.rand(),
+        np.random.randn(),
         float(torch.rand(1)),
         float(torch.randn(1)),
     ]
@@ -112,6 +118,15 @@ def test_work_that_fails_says_in_which_process():
     with pytest.raises(OSError, match="^process 0: ZeroDivisionError: division by zero$"):
         together.all_do(lambda: 1 / 0)
     assert together.first_does(lambda: 5) == 5
+
+
+def test_an_error_of_torchs_checkpoint_becomes_one_that_is_caught():
+    failures = {1: (OSError(28, "No space left on device"), traceback.StackSummary())}
+    with (
+        pytest.raises(OSError, match=r"^process 1: OSError: \[Errno 28\] No space left on device$"),
+        plain_errors(),
+    ):
+        raise CheckpointException("write", failures)
 
 
 def test_snapshot_keeps_what_it_is_given():

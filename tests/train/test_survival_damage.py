@@ -8,15 +8,14 @@ from dataclasses import replace
 import pytest
 
 from memtx import RollingRouting
-from memtx.train import InitFrom, Objective, Resume, ResumeIfAny, RunCheckpoints
-from memtx.train import NextTokenLoss
+from memtx.train import InitFrom, NextTokenLoss, Objective, Resume, ResumeIfAny, RunCheckpoints
 from memtx.train.run_files import MANIFEST, checkpoints_in, files_in
 from tests.train import tiny
 
 STEPS, NEWEST, BEFORE = 4, "step-00000004", "step-00000002"
 
 
-class Halt(Exception):
+class HaltError(Exception):
     """Ends a run where it would begin."""
 
 
@@ -30,7 +29,7 @@ class Begin:
     def begin(self, run) -> None:
         self.start.begin(run)
         self.step = run.step
-        raise Halt
+        raise HaltError
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def folder(saved, tmp_path):
 def begun(made, start) -> int:
     """The step at which a run would go on."""
     begin = Begin(start=start)
-    with pytest.raises(Halt):
+    with pytest.raises(HaltError):
         replace(made, start=begin).run()
     return begin.step
 
@@ -149,14 +148,14 @@ def test_fresh_run_does_not_mix_with_what_another_one_saved(folder, made):
 def test_run_of_another_model_is_refused_with_what_differs(folder, made):
     strategy = RollingRouting(window=2)
     other = tiny.routed_adapter(model=tiny.base(seed=0), strategy=strategy)
-    with pytest.raises(ValueError, match=r"as the one that was saved, got .*differences=\['model\."):
+    with pytest.raises(ValueError, match=r"one that was saved, got .*differences=\['model\."):
         replace(tiny.trainer(model=other, steps=STEPS), start=Resume(folder=folder)).run()
 
 
 def test_run_with_another_base_is_refused(folder):
     other = tiny.adapter(model=tiny.base(seed=1))
     for start in (Resume(folder=folder), InitFrom(path=folder)):
-        with pytest.raises(ValueError, match=r"'frozen\.base\.model\.embed_tokens\.weight: other n"):
+        with pytest.raises(ValueError, match=r"'frozen\.base\.model\.embed_tokens\.weight: oth"):
             replace(tiny.trainer(model=other, steps=STEPS), start=start).run()
 
 

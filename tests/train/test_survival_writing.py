@@ -148,7 +148,7 @@ def test_a_state_that_is_not_plain_is_refused(model, tmp_path):
     disk = FullDisk(steps=set())
     disk.state_dict = lambda: {"seen": [{1}]}
     made.callbacks = [disk]
-    with pytest.raises(ValueError, match=r"got not plain='run\.callbacks\[0\]\.state\.seen\[0\] \("):
+    with pytest.raises(ValueError, match=r"not plain='run\.callbacks\[0\]\.state\.seen\[0\] \("):
         saver.save(made, {})
     saver.close()
 

@@ -50,8 +50,11 @@ class NotedOptimizer:
 
     def make(self, groups) -> torch.optim.Optimizer:
         made = AdamW(betas=(0.9, 0.95), eps=1e-8).make(groups)
-        made.register_step_post_hook(lambda *_: self.diary.append("update"))
+        made.register_step_post_hook(self.note)
         return made
+
+    def note(self, optimizer, args, kwargs) -> None:
+        self.diary.append("update")
 
 
 class NotedPlace:
@@ -172,28 +175,40 @@ def test_counts_are_summed_on_the_cpu_and_means_where_the_model_is(model):
     assert means.dtype == torch.float32
 
 
-def test_the_host_waits_for_the_device_once_a_step(model, monkeypatch):
-    waits: list[str] = []
-    inside = [False]
+class Waits:
+    """Notes each time that a number is asked of a tensor outside of a forward."""
 
-    def noting(name: str):
+    def __init__(self, *, objective: torch.nn.Module) -> None:
+        self.noted: list[str] = []
+        self.inside = False
+        objective.register_forward_pre_hook(self.enter)
+        objective.register_forward_hook(self.leave)
+
+    def enter(self, module, args) -> None:
+        self.inside = True
+
+    def leave(self, module, args, output) -> None:
+        self.inside = False
+
+    def of(self, name: str):
         plain = getattr(torch.Tensor, name)
 
-        def called(self, *args):
-            # What the forward asks of its own masks is the model's affair.
-            if not inside[0] and self.is_floating_point():
-                waits.append(name)
-            return plain(self, *args)
+        def asked(tensor):
+            # What the forward asks of its own masks is the model's affair; counts are on the CPU.
+            if not self.inside and tensor.is_floating_point():
+                self.noted.append(name)
+            return plain(tensor)
 
-        return called
+        return asked
 
+
+def test_the_host_waits_for_the_device_once_a_step(model, monkeypatch):
     trainer = tiny.trainer(model=model, steps=3)
-    trainer.objective.register_forward_pre_hook(lambda *_: inside.__setitem__(0, True))
-    trainer.objective.register_forward_hook(lambda *_: inside.__setitem__(0, False))
+    waits = Waits(objective=trainer.objective)
     for name in ("tolist", "item", "__float__", "__bool__", "cpu", "numpy"):
-        monkeypatch.setattr(torch.Tensor, name, noting(name))
+        monkeypatch.setattr(torch.Tensor, name, waits.of(name))
     trainer.run()
-    assert waits == ["tolist"] * 3
+    assert waits.noted == ["tolist"] * 3
 
 
 def test_a_batch_is_named_by_its_tokens():

@@ -266,8 +266,8 @@ def test_an_error_inside_takes_the_hooks_out():
 
 
 class Other:
-    def __call__(self, **given):
-        return given["query"]
+    def __call__(self, *, query, key, value, choice, log_weight, segments, dropout):
+        return query
 
 
 def test_what_cannot_be_recorded_is_refused():

@@ -261,6 +261,8 @@ def test_what_cannot_be_deleted_is_refused_and_leaves_the_model():
     frozen.thaw()
     assert read.bank is bank
 
+
+def test_what_a_router_cannot_lose_is_refused():
     routed = routing.reader(TokenRouting(), MIXINGS["joint"], {})
     refused(
         "must be that of the routers of the bank, got tokens_per_chapter=2, of a router=4; pass 4",

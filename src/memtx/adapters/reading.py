@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -15,6 +14,7 @@ from memtx.checks import require
 from memtx.context import Context, Slots
 from memtx.losses import router_losses
 from memtx.modes import is_recomputing
+from memtx.places import plain_mask
 
 # What a checkpoint enters in the forward, and in the recomputation.
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -161,13 +161,12 @@ class Reading:
 
             cache = DynamicCache(config=module.config)  # type: ignore[arg-type]
             changed = (args, {**kwargs, "past_key_values": cache})
-        past = 0 if cache is None else int(cache.get_seq_length())
         mask = kwargs.get("attention_mask") if self._told_mask is None else self._told_mask
         self.context = Context.of(
             batch=tokens.shape[0],
             length=tokens.shape[1],
             device=tokens.device,
-            attention_mask=real_tokens(mask, known=past + tokens.shape[1]),
+            attention_mask=_whole(mask),
             position_ids=kwargs.get("position_ids"),
             labels=self._labels,
             cache=cache,
@@ -182,6 +181,13 @@ class Reading:
         return bool(module.config.use_cache if asked is None else asked) and not module.training
 
 
+def _whole(mask: Any) -> Tensor | None:
+    """Give the mask that no window of attention narrows, out of those of a call of a base."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention")
+    return mask if isinstance(mask, Tensor) else None
+
+
 def real_tokens(mask: Any, *, known: int) -> Tensor | None:
     """Give the plain mask `[batch, known]` out of what `generate` makes of it for some caches.
 
@@ -189,12 +195,5 @@ def real_tokens(mask: Any, *, known: int) -> Tensor | None:
         mask: the mask of a call of a base, in any of its forms.
         known: how many places it is about: those of the cache and of the call.
     """
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention")
-    if not isinstance(mask, Tensor):
-        return None
-    if mask.ndim == 2:
-        return mask
-    # What the last token may attend to is what is real; the rest of a static cache is empty.
-    last = mask[:, 0, -1, :known]
-    return last if last.dtype == torch.bool else last == 0
+    whole = _whole(mask)
+    return None if whole is None else plain_mask(whole, known=known)

@@ -7,7 +7,7 @@ from memtx.cli.command import CommandError
 
 
 def loaded(path: Path, *, base: str | None, tokenizer: str | None, owner: str) -> tuple[Any, Any]:
-    """Give a saved memory in its base, or a whole model, and its tokenizer; on a GPU if there is one.
+    """Give a saved memory in its base, or a whole model, and its tokenizer; on a GPU where one is.
 
     Args:
         path: the folder.

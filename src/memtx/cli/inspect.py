@@ -58,7 +58,7 @@ def add(commands: Commands) -> None:
         "--tokens-per-chapter",
         type=int,
         metavar="NUM",
-        help=f"memory tokens of a chapter of a dense bank (default: one of {CHAPTERS} of the bank)",
+        help=f"memory tokens of a chapter of a dense bank (default: a {CHAPTERS}th of the bank)",
     )
     command.add_argument(
         "--max-tokens",

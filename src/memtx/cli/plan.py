@@ -9,7 +9,7 @@ from memtx.cli.command import CommandError, Commands, add_command
 from memtx.cli.find import check_arguments, find_factory, settings_of
 
 COMMAND = "memtx plan"
-# As `memtx.evaluate.plan` has them; written again, so that help needs no torch.
+# As `memtx.evaluate.plan` has them: written again, as other commands need not wait for it.
 OPTIMIZERS = ("AdamW", "Adam", "SGD", "AdamW8bit")
 EXAMPLES = [
     "memtx plan mixture_of_chapters:with_memory",
@@ -175,14 +175,9 @@ def written(report: dict[str, Any]) -> str:
 
 def _bytes(count: int) -> str:
     """Write a size in memory."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "TiB"
-    return f"{size:>9.1f} {unit}"
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = min(max(count.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{count / 1024**power:>9.1f} {units[power]}"
 
 
 def _scaled(count: float) -> str:

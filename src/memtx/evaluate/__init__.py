@@ -6,6 +6,7 @@ from memtx.evaluate.flops import ForwardFlops, TrainingFlops, forward_flops, tra
 from memtx.evaluate.forgetting import Forgetting, forgetting
 from memtx.evaluate.multiple_choice import MultipleChoice, multiple_choice
 from memtx.evaluate.perplexity import Perplexity, TextLoss, perplexity, text_loss
+from memtx.evaluate.plan import plan
 from memtx.evaluate.recall import Recall, recall
 from memtx.evaluate.results import Confidence, EvaluationResult, Interval, Metric, table
 from memtx.evaluate.scoring import Scored, score
@@ -40,6 +41,7 @@ __all__ = [
     "multiple_choice",
     "over_seeds",
     "perplexity",
+    "plan",
     "recall",
     "score",
     "table",

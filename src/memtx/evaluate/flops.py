@@ -163,7 +163,7 @@ def _walk(part: Any, call: Call, tally: Tally) -> Call:
         require(
             ok=not own,
             owner="forward_flops",
-            rule=f"every part must be one of {', '.join(sorted(c.__name__ for c in COSTS))}, "
+            rule=f"every part must be one of {', '.join(sorted({c.__name__ for c in COSTS}))}, "
             "or made of these",
             got={"part": type(part).__name__},
             remedy="count it by torch.utils.flop_counter.FlopCounterMode",

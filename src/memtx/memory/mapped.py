@@ -19,6 +19,7 @@ from memtx.memory.offloaded_reads import (
     Residents,
     asked_of,
     read,
+    read_whole,
     require_numbers,
     require_resident,
 )
@@ -182,6 +183,21 @@ class MappedMemoryBank(nn.Module):
     def _rows(self, indices: Tensor) -> Tensor:
         found = read(self._asked(indices), cache=self._cache(indices.device), layout=self._layout)
         return found.to(self._marker.dtype)
+
+    def chapters(
+        self, numbers: Int[Tensor, "chapters"], size: int
+    ) -> Float[Tensor, "chapters tokens dim"]:
+        """Give all memory tokens of chapters; quicker than by their rows, where they are its own.
+
+        Args:
+            numbers: of the chapters.
+            size: memory tokens of a chapter.
+        """
+        if size == self.tokens_per_chapter and not torch.compiler.is_compiling():
+            found = read_whole(numbers, cache=self._cache(numbers.device), layout=self._layout)
+            if found is not None:
+                return found.to(self._marker.dtype)
+        return self.rows(numbers[:, None] * size + torch.arange(size, device=numbers.device))
 
     def fetch_ahead(self, indices: Int[Tensor, "*any"]) -> None:
         """Begin to read the chapters of memory tokens that will be asked for.

@@ -15,6 +15,7 @@ from memtx.memory.offloaded_reads import (
     Residents,
     asked_of,
     read,
+    read_whole,
     require_numbers,
     require_resident,
 )
@@ -122,12 +123,30 @@ class OffloadedMemoryBank(nn.Module):
         return self._rows(indices)
 
     def _rows(self, indices: Tensor) -> Tensor:
-        inside = cast("nn.Module", self.stored)
-        if torch.is_grad_enabled() and any(each.requires_grad for each in inside.parameters()):
+        if self._learns():
             (rows,) = row_tensors(self.stored, layout=self._layout).values()
             return self._layout.tokens(rows[indices.to(rows.device)].to(indices.device))
         cache = self._cache(indices.device)
         return read(self._asked(indices), cache=cache, layout=self._layout)
+
+    def chapters(
+        self, numbers: Int[Tensor, "chapters"], size: int
+    ) -> Float[Tensor, "chapters tokens dim"]:
+        """Give all memory tokens of chapters; quicker than by their rows, where they are its own.
+
+        Args:
+            numbers: of the chapters.
+            size: memory tokens of a chapter.
+        """
+        if (
+            size == self.tokens_per_chapter
+            and not torch.compiler.is_compiling()
+            and not self._learns()
+        ):
+            found = read_whole(numbers, cache=self._cache(numbers.device), layout=self._layout)
+            if found is not None:
+                return found
+        return self.rows(numbers[:, None] * size + torch.arange(size, device=numbers.device))
 
     def fetch_ahead(self, indices: Int[Tensor, "*any"]) -> None:
         """Begin to copy the chapters of memory tokens that will be read, if they are not there.
@@ -140,6 +159,10 @@ class OffloadedMemoryBank(nn.Module):
     def forget(self) -> None:
         """Keep nothing: the next reads fetch anew."""
         self._residents.forget()
+
+    def _learns(self) -> bool:
+        inside = cast("nn.Module", self.stored)
+        return torch.is_grad_enabled() and any(each.requires_grad for each in inside.parameters())
 
     def _asked(self, indices: Tensor) -> Asked:
         return asked_of(

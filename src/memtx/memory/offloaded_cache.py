@@ -17,8 +17,12 @@ from memtx.ops.tensor_files import is_mapped, release, will_need
 
 T = TypeVar("T")
 
+# Where chapters lie in the store.
+Places = tuple[int, ...]
 # Which chapter goes to which place.
 _Moves = list[tuple[int, int]]
+# Of windows that are read at the same time there are not many.
+_MOST_UPLOADED = 1024
 
 
 @final
@@ -68,7 +72,7 @@ class ChapterCache:
         >>> traffic = Traffic(hits=0, misses=0, fetched_ahead=0, bytes_moved=0)
         >>> cache = ChapterCache(
         ...     chapters=chapters, num_places=2, device=torch.device("cpu"), traffic=traffic)
-        >>> cache.read([2, 0], lambda store, places: store["tokens"][places].flatten().tolist())
+        >>> cache.read([2, 0], lambda store, at: store["tokens"][list(at)].flatten().tolist())
         [4.0, 5.0, 0.0, 1.0]
         >>> traffic
         Traffic(hits=0, misses=2, fetched_ahead=0, bytes_moved=16)
@@ -88,6 +92,7 @@ class ChapterCache:
         self._order = order_of(device)
         self._done: dict[int, Any] = {}  # by chapter, when its copy on the side stream is done
         self._store = self._new_store()
+        self._uploaded: dict[Places, Tensor] = {}
         self._worker: ThreadPoolExecutor | None = None
 
     def _new_store(self) -> Store:
@@ -110,12 +115,12 @@ class ChapterCache:
         with self._changed:
             return [each for each in self._places if each not in self._coming]
 
-    def read(self, chapters: Sequence[int], take: Callable[[Store, Tensor], T]) -> T:
+    def read(self, chapters: Sequence[int], take: Callable[[Store, Places], T]) -> T:
         """Take something of chapters, at most as many as there are places for.
 
         Args:
             chapters: which, each once.
-            take: takes it, of the store and the places of the chapters (on the host) in it.
+            take: takes it, of the store and the places of the chapters in it.
         """
         require(
             ok=len(chapters) <= self.num_places,
@@ -140,12 +145,24 @@ class ChapterCache:
             for each in chapters:
                 self._places.move_to_end(each)
             self._wait_for_copies(chapters)
-            found = take(
-                self._store,
-                torch.tensor([self._places[each] for each in chapters], dtype=torch.long),
-            )
+            found = take(self._store, tuple(self._places[each] for each in chapters))
             self._order.note_read()
             return found
+
+    def uploaded(self, places: Places) -> Tensor:
+        """Give places as a tensor on the device; inside a read, which is ordered among the others.
+
+        The same are asked for at every token of a window: they are kept.
+
+        Args:
+            places: which.
+        """
+        if len(self._uploaded) > _MOST_UPLOADED:
+            self._uploaded.clear()
+        if places not in self._uploaded:
+            with torch.inference_mode(mode=False):
+                self._uploaded[places] = torch.tensor(places, dtype=torch.long, device=self.device)
+        return self._uploaded[places]
 
     def _wait_for_copies(self, chapters: Sequence[int]) -> None:
         """Let the current stream wait for copies on the side stream, and forget what is done."""

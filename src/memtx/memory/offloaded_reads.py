@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memtx.checks import refusal, require
-from memtx.memory.offloaded_cache import ChapterCache, Traffic
+from memtx.memory.offloaded_cache import ChapterCache, Places, Traffic
 from memtx.memory.offloaded_rows import RowLayout, Store, as_chapters
 
 
@@ -76,9 +76,11 @@ def read(asked: Asked, *, cache: ChapterCache, layout: RowLayout) -> Tensor:
     """
 
     def rows(chapters: list[int], which: Tensor, within: Tensor) -> Tensor:
-        return cache.read(
-            chapters, lambda store, places: layout.values(store, places, which, within)
-        )
+        def take(store: Store, places: Places) -> Tensor:
+            at = torch.tensor(places, dtype=torch.long)
+            return layout.values(store, at, which, within)
+
+        return cache.read(chapters, take)
 
     step = cache.num_places
     if len(asked.distinct) <= step:
@@ -94,6 +96,27 @@ def read(asked: Asked, *, cache: ChapterCache, layout: RowLayout) -> Tensor:
                 values = found.new_empty(asked.which.shape[0], layout.width)
             values[part.to(values.device)] = found
     return layout.tokens(values.view(*asked.shape, layout.width))
+
+
+def read_whole(numbers: Tensor, *, cache: ChapterCache, layout: RowLayout) -> Tensor | None:
+    """Give all memory tokens of chapters; None where there are not that many places, or none asked.
+
+    Args:
+        numbers: of the chapters; the host waits for them.
+        cache: the chapters that are there.
+        layout: of the rows.
+    """
+    asked = numbers.tolist()
+    distinct = list(dict.fromkeys(asked))
+    count = next(iter(cache.chapters.values())).shape[0]
+    if not asked or len(distinct) > cache.num_places or min(asked) < 0 or max(asked) >= count:
+        return None
+
+    def take(store: Store, places: Places) -> Tensor:
+        at = dict(zip(distinct, places, strict=True))
+        return layout.whole(store, cache.uploaded(tuple(at[each] for each in asked)))
+
+    return layout.tokens(cache.read(distinct, take))
 
 
 def require_resident(*, owner: object, num_chapters: int, num_places: int) -> None:

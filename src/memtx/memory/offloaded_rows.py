@@ -35,6 +35,9 @@ class RowLayout(Protocol):
         Each row is in chapter `which` (a place on `places`) at `within`; all three are on the host.
         """
 
+    def whole(self, store: Store, places: Tensor) -> Tensor:
+        """Give all rows `[chapters, rows, width]` of chapters at places, a tensor on the device."""
+
     def tokens(self, values: Tensor) -> Tensor:
         """Make memory tokens of rows `[..., width]`."""
 
@@ -90,6 +93,16 @@ class PlainRows:
         (kept,) = store.values()
         rows = places[which] * kept.shape[1] + within
         return kept.flatten(0, 1)[rows.to(kept.device, non_blocking=True)]
+
+    def whole(self, store: Store, places: Tensor) -> Tensor:
+        """Look the chapters up.
+
+        Args:
+            store: the chapters that are here.
+            places: where those that are asked for lie.
+        """
+        (kept,) = store.values()
+        return kept[places]
 
     def tokens(self, values: Tensor) -> Tensor:
         """Take the product, of a factorized bank.
@@ -147,12 +160,21 @@ class BlockRows:
             which: each row's chapter among these.
             within: its place in the chapter.
         """
-        codes, scales = store["codes"], store["scales"]
-        at = places.to(codes.device, non_blocking=True)
-        numbers = self.bank.dequantize(codes[at].flatten(0, 1), scales[at].flatten(0, 1))
+        numbers = self.whole(store, places.to(store["codes"].device, non_blocking=True))
+        rows = which * numbers.shape[1] + within
+        return numbers.flatten(0, 1)[rows.to(numbers.device, non_blocking=True)]
+
+    def whole(self, store: Store, places: Tensor) -> Tensor:
+        """Dequantize the chapters.
+
+        Args:
+            store: the chapters that are here.
+            places: where those that are asked for lie.
+        """
+        codes, scales = store["codes"][places], store["scales"][places]
+        numbers = self.bank.dequantize(codes.flatten(0, 1), scales.flatten(0, 1))
         tokens = codes.shape[1] * self.bank.block_size // self.bank.dim
-        rows = (which * tokens + within).to(codes.device, non_blocking=True)
-        return numbers.view(-1, self.bank.dim)[rows]
+        return numbers.view(codes.shape[0], tokens, self.bank.dim)
 
     def tokens(self, values: Tensor) -> Tensor:
         """Rows are tokens.

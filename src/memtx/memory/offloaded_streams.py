@@ -65,8 +65,9 @@ class _OnStreams:
         """Tell the allocator that they are used on the stream beside."""
         for tensor in tensors:
             tensor.record_stream(self._beside)
-        # What the memory was used for before is done with on this stream alone.
-        self._beside.wait_stream(torch.cuda.current_stream(self.device))
+        # What the memory was used for before is done with on this stream alone: all wait for it.
+        self.note_read()
+        self._beside.wait_event(self._last_read)
 
     def last_read(self) -> Any:
         """Give the event of the last read: each waits for the one before, on whatever stream."""

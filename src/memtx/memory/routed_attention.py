@@ -224,6 +224,8 @@ class RoutedMemoryCrossAttention(nn.Module):
             return tokens
         if chapters is None:
             chapters = torch.arange(self.router.num_chapters, device=device)
+        if is_distant(self.bank) and not self.sparse_gradients:
+            return self.bank.chapters(chapters, size)
         rows = chapters[:, None] * size + torch.arange(size, device=device)
         return sparse_rows(self.bank, rows) if self.sparse_gradients else rows_for(self.bank, rows)
 

@@ -218,7 +218,7 @@ class ChapterRouter(nn.Module):
         logits = self._logits(vectors)
         chapters, log_weights = self._chosen(logits)
         own = _of_segments(marks.segment, segments=segments, context=here)
-        begun = torch.where(here.real, marks.segment, NOTHING)[:, : here.past]
+        begun = torch.where(here.before(), marks.segment, NOTHING)
         begun = F.pad(begun, (1, 0), value=NOTHING).amax(dim=1, keepdim=True)
         return Routing(
             logits=logits,
@@ -276,7 +276,7 @@ class ChapterRouter(nn.Module):
 
 def _segments(piece: Tensor, *, strategy: RoutingStrategy, context: Context) -> Segments:
     """Number the pieces of the stream from 0 in each row."""
-    real, piece = context.real[:, context.past :], piece[:, context.past :]
+    real, piece = context.own(context.real), context.own(piece)
     length, width = context.length, strategy.width(context.length)
     count = strategy.count(length, context.past)
     # Pieces start where the stream starts, unless the cache, the prompt or padding shifts them;
@@ -297,7 +297,7 @@ def _segments(piece: Tensor, *, strategy: RoutingStrategy, context: Context) -> 
 
 def _of_segments(marks: Tensor, *, segments: Segments, context: Context) -> Tensor:
     """Give the mark of each segment's tokens, `[batch, segments]`; `NOTHING` if it has none."""
-    own = torch.where(context.real[:, context.past :], marks[:, context.past :], NOTHING)
+    own = torch.where(context.own(context.real), context.own(marks), NOTHING)
     empty = torch.full((own.shape[0], segments.count), NOTHING, device=own.device)
     return empty.scatter_reduce(1, segments.segment, own, "amax")
 

@@ -144,7 +144,7 @@ def _loss(
     model: WholeModel, hidden: Tensor, *, labels: Tensor, context: Context
 ) -> tuple[Tensor, dict[str, Tensor]]:
     targets = labels[:, 1:]
-    real = context.real[:, context.past :]
+    real = context.own(context.real)
     # What stands before the first token of a padded row does not speak of it.
     chosen = (targets != IGNORED) & real[:, 1:] & real[:, :-1]
     if context.packed:

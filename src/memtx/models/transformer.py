@@ -3,7 +3,7 @@
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from memtx.checks import require
@@ -101,7 +101,7 @@ class MemoryTransformer(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "batch length"] | None = None,
-        attention_mask: Int[Tensor, "batch known"] | None = None,
+        attention_mask: Shaped[Tensor, "batch *known"] | None = None,
         position_ids: Int[Tensor, "rows length"] | None = None,
         labels: Int[Tensor, "batch length"] | None = None,
         past_key_values: Any | None = None,

@@ -90,5 +90,5 @@ def _chosen_scores(query: Tensor, key: Tensor, choice: Tensor, segments: Segment
     grouped = query.float().reshape(batch, length, kv_heads, heads // kv_heads, width)
     keys = key.float()[_of_tokens(choice, segments)]
     with torch.autocast(query.device.type, enabled=False):
-        scores = torch.einsum("blkgw,blctkw->blkgct", grouped, keys) / width**0.5
+        scores: Tensor = torch.einsum("blkgw,blctkw->blkgct", grouped, keys) / width**0.5
     return scores.flatten(2, 3)

@@ -86,8 +86,8 @@ class LinearMemoryAttention(nn.Module):
         real = document = cache = state = None
         slot = 0
         if context is not None:
-            real = None if context.all_real else context.real[:, context.past :]
-            document = context.document[:, context.past :] if context.packed else None
+            real = None if context.all_real else context.own(context.real)
+            document = context.own(context.document) if context.packed else None
             cache, slot = context.cache, context.slots.take()
         if cache is not None:
             state = state_at(cache, slot)

@@ -116,7 +116,8 @@ def require_finite(model: nn.Module, *, step: int, owner: object) -> None:
     named = dict(model.named_parameters())
     if isinstance(model, MemoryAdapter):
         named = dict(model.named_memory_parameters())
-    broken = [name for name, parameter in named.items() if not bool(whole(parameter.isfinite().all()))]
+    finite = {name: whole(parameter.isfinite().all()) for name, parameter in named.items()}
+    broken = [name for name, each in finite.items() if not each]
     if broken:
         message = refusal(
             owner=owner,

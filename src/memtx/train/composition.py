@@ -1,6 +1,7 @@
 """What a run is composed of, as plain values, so that another run can be told from it."""
 
 import dataclasses
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,8 +136,8 @@ def _frozen(model: nn.Module) -> dict[str, Tensor]:
 
 def _plain(term: Any) -> dict[str, Any]:
     """Give a term's class and what it was made of, but for its weight."""
-    values = dataclasses.asdict(term) if dataclasses.is_dataclass(term) else {"name": term.name}
-    found = {key: _value(each) for key, each in values.items() if key != "weight"}
+    names = [each.name for each in dataclasses.fields(term)] if is_dataclass(term) else ["name"]
+    found = {name: _value(getattr(term, name)) for name in names if name != "weight"}
     return {"class": type(term).__name__, "stream": term.stream} | found
 
 

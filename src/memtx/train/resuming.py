@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from memtx.checks import refusal, require
 from memtx.spec.base_weights import agree
@@ -74,11 +76,11 @@ def take_up(checkpoint: Path, run: Run, *, together: Together) -> None:
     _require_same(kept["composition"], composition(run), checkpoint=checkpoint)
     _tell_settings(kept["settings"], run, checkpoint=checkpoint)
     wanted = {MODEL + name: each for name, each in model_tensors(run.objective).items()}
-    reader = dcp.FileSystemReader(checkpoint / run_files.TENSORS)
+    reader = FileSystemReader(checkpoint / run_files.TENSORS)
     for name, told in reader.read_metadata().state_dict_metadata.items():
-        if name.startswith(OPTIMIZER):
-            own = name.removeprefix(OPTIMIZER)
-            wanted[name] = place_for(run, name=own, size=told.size, dtype=told.properties.dtype)
+        if name.startswith(OPTIMIZER) and isinstance(told, TensorStorageMetadata):
+            key, dtype = name.removeprefix(OPTIMIZER), told.properties.dtype
+            wanted[name] = place_for(run, name=key, size=told.size, dtype=dtype)
     _load(wanted, reader, together=together)
     tensors = {
         name.removeprefix(OPTIMIZER): tensor
@@ -109,16 +111,18 @@ def take_weights(checkpoint: Path, run: Run, *, together: Together) -> None:
     found += _other_numbers(kept["frozen"], now["frozen"])
     _refuse(found, owner="InitFrom", checkpoint=checkpoint, remedy="start with Fresh()")
     wanted = {MODEL + name: each for name, each in model_tensors(run.objective).items()}
-    reader = dcp.FileSystemReader(checkpoint / run_files.TENSORS)
+    reader = FileSystemReader(checkpoint / run_files.TENSORS)
     _load(wanted, reader, together=together)
 
 
-def _load(wanted: dict[str, Tensor], reader: dcp.FileSystemReader, *, together: Together) -> None:
+def _load(wanted: dict[str, Tensor], reader: FileSystemReader, *, together: Together) -> None:
     """Read tensors into their places: each process reads its parts."""
     allow_one_process()
     group = together.group
     with plain_errors():
-        dcp.load(dict(wanted), storage_reader=reader, process_group=group, no_dist=group is None)
+        load_tensors(
+            dict(wanted), storage_reader=reader, process_group=group, no_dist=group is None
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

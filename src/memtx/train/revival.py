@@ -195,7 +195,7 @@ def _read_whole(model: nn.Module) -> set[int]:
 
 def _shared(readers: Mapping[str, RoutedMemoryCrossAttention], bank: nn.Module) -> int:
     """Give how many of the first chapters of a bank some reader always reads."""
-    own = [reader.router for reader in readers.values() if reader.bank is bank]
+    own = [reader.router for reader in readers.values() if id(reader.bank) == id(bank)]
     return max(router.num_shared_chapters for router in own)
 
 

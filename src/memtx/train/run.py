@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -52,7 +52,7 @@ class Run:
     callbacks: "Sequence[Callback]"
     steps: int
     step: int
-    stop: str | None = field(default=None)
+    stop: str | None
 
 
 @runtime_checkable

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from memtx.checks import refusal, require, require_positive
 from memtx.spec.header import version
@@ -240,9 +241,9 @@ def write_checkpoint(taken: Snapshot, writing: Path, *, together: Together, keep
 
     together.first_does(begin)
     with plain_errors():
-        dcp.save(
+        save_tensors(
             dict(taken.tensors),
-            storage_writer=dcp.FileSystemWriter(writing / run_files.TENSORS),
+            storage_writer=FileSystemWriter(writing / run_files.TENSORS),
             process_group=together.group,
             no_dist=together.group is None,
         )

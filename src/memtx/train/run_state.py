@@ -44,7 +44,7 @@ def optimizer_state(run: Run) -> tuple[dict[str, Tensor], Values]:
                 values.setdefault(name, {})[key] = value
                 continue
             require(
-                ok=not is_sharded({name: parameter}) or is_sharded({key: value}) or value.dim() == 0,
+                ok=is_sharded({key: value}) or not is_sharded({name: parameter}) or not value.dim(),
                 owner="RunCheckpoints",
                 rule="what an optimizer keeps of a sharded parameter must be sharded as well",
                 got={"optimizer": type(run.optimizer).__name__, "parameter": name, "state": key},

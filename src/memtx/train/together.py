@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, final
 
 import torch.distributed as dist
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from memtx.train.parallel import Parallelism
 

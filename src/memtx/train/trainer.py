@@ -174,6 +174,7 @@ class Trainer:
             callbacks=self.callbacks,
             steps=self.steps,
             step=0,
+            stop=None,
         )
         self.objective.train()
         self.start.begin(run)

@@ -179,5 +179,6 @@ def _report(error: BaseException, *, watch: Watch) -> None:
 
 
 def _end(why: str) -> None:
-    print(f"memtx: this process ends, as {why}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"memtx: this process ends, as {why}\n")
+    sys.stderr.flush()
     os._exit(1)

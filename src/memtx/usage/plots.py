@@ -1,6 +1,7 @@
 """Pictures of what was read, by matplotlib (the extra `plot`)."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def _draw(
     # Without pyplot: nothing is kept, and no window opens.
     figure = Figure(figsize=(width, 1.2 + _INCH * min(len(rows), 100)), layout="constrained")
     axes: Any = figure.subplots()
+    axes.set_ylabel("" if ticks is None else "chapter")
     image = axes.imshow(rows, aspect="auto", interpolation="nearest", vmin=0.0, cmap="viridis")
     axes.set_yticks(range(len(labels)), [_plain(label) for label in labels], fontsize=7)
     axes.set_xlabel(across)
@@ -96,7 +98,10 @@ def _draw(
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=_DPI)
+        with warnings.catch_warnings():
+            # A letter that the font lacks is drawn as a box.
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure.savefig(target, dpi=_DPI)
     except OSError as error:
         raise unwritable(owner="plots", path=path, error=error) from error
 

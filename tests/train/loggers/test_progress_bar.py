@@ -69,6 +69,16 @@ def test_what_comes_now_and_then_is_printed_and_stays(on_terminal, capsys):
     assert sum("recall" in line for line in lines) == 1
 
 
+def test_of_many_rare_numbers_two_lines_are_printed(on_terminal, capsys):
+    rare = {f"router/layers.{n}.sublayers.0.sublayer/dead": 0.0 for n in range(9)}
+    records = [{"step": 1} | RECORD, {"step": 2} | RECORD | rare]
+    follow(title="teach", records=records, begin=0, total=3)
+    lines = [line for line in shown(capsys) if "router/" in line]
+    assert lines[0].startswith("teach step 2: router/layers.0.sublayers.0.sublayer/dead 0")
+    assert [line.endswith(" …") for line in lines] == [False, True]
+    assert max(map(len, lines)) <= 80
+
+
 def test_a_long_title_with_brackets_leaves_room_for_the_numbers(on_terminal, capsys):
     title = "[bold]a very long title of a run[/bold]"
     follow(title=title, records=[{"step": 1} | RECORD], begin=0, total=10)

@@ -12,7 +12,7 @@ from memtx.train.loggers.protocol import Record, not_begun
 REDRAWN, PRINTED = 0.5, 10.0
 ON_THE_BAR = {"step", "loss", "tokens_per_second"}
 TITLE = 12
-# Lines for the other numbers, below the bar.
+# Lines for the other numbers below the bar, and for those above it.
 BELOW = 2
 
 
@@ -21,7 +21,7 @@ class ProgressBar:
     """A bar with loss, tokens per second and time left; below it the other numbers.
 
     Numbers that come now and then, such as those of evaluations, are printed above the bar and
-    stay. Where the output is no terminal, a line is printed every ten seconds instead.
+    stay; what does not fit into two lines is left to other loggers. Where the output is no terminal, a line is printed every ten seconds instead.
 
     Args:
         title: what stands before the bar.
@@ -88,7 +88,9 @@ class ProgressBar:
         self._progress.update(self._task, completed=int(record["step"]), numbers=self._state())
         if occasional:
             rare = _listed({key: value for key, value in record.items() if key in occasional})
-            self._print(f"{self.title} step {int(record['step']):,}: {'  '.join(rare)}")
+            rare[0] = f"{self.title} step {int(record['step']):,}: {rare[0]}"
+            for line in _packed(rare, width=self._console.width):
+                self._print(line)
         if self._live is not None:
             if time.monotonic() - self._shown >= REDRAWN:
                 self._draw()

@@ -54,23 +54,7 @@ def inspect_texts(
         ValueError: if there is no text, a text has no token, the model has no memory reader or no
             such bank, or its numbers are not finite.
     """
-    require_positive(owner=OWNER, sizes={"max_length": max_length})
-    require(
-        ok=bool(texts),
-        owner=OWNER,
-        rule="there must be a text",
-        got={"texts": list(texts)},
-        remedy="pass texts by name",
-    )
-    banks = list(model.banks)
-    require(
-        ok=0 <= bank < len(banks),
-        owner=OWNER,
-        rule=f"bank must be the number of a bank, from 0 to {len(banks) - 1}",
-        got={"bank": bank},
-        remedy="count the model's banks from 0",
-    )
-    readers_of(model, owner=OWNER)
+    _check(model, texts=texts, max_length=max_length, bank=bank)
     words = Words(tokenizer=tokenizer)
     encoded = {
         name: pieces_of(tokenizer, text, name=name, max_length=max_length)
@@ -110,6 +94,26 @@ def inspect_texts(
         "mean": together(readers, recorded, at_least=DEAD),
         "effects": effects,
     }
+
+
+def _check(model: Any, *, texts: Mapping[str, str], max_length: int, bank: int) -> None:
+    require_positive(owner=OWNER, sizes={"max_length": max_length})
+    require(
+        ok=bool(texts),
+        owner=OWNER,
+        rule="there must be a text",
+        got={"texts": list(texts)},
+        remedy="pass texts by name",
+    )
+    readers_of(model, owner=OWNER)
+    banks = list(model.banks)
+    require(
+        ok=0 <= bank < len(banks),
+        owner=OWNER,
+        rule=f"bank must be the number of a bank, from 0 to {len(banks) - 1}",
+        got={"bank": bank},
+        remedy="count the model's banks from 0",
+    )
 
 
 def summary(inspection: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,247 @@
+"""What a memory costs a generated token: the bare base, the memory as it is, and frozen.
+
+    PYTHONPATH=src:. python3 benchmarks/generation.py --size 1.5b --batches 1 64 \
+        --output benchmarks/results
+
+The base has the shape of Qwen2.5-1.5B and random weights in bfloat16, the memory 2,048 tokens in
+float32, read in layers 0 to 4 and 23 to 27. `generate` decodes greedily with a static cache, which
+transformers compiles into CUDA graphs on a GPU. The time of a token is that of a `generate` of
+`new_tokens` less that of a `generate` of one, over the difference: the prompt and what comes before
+the first token are left out. `prompt_milliseconds` is the `generate` of one token.
+
+Variants: `base` without a memory; `memtx` with the memory, projected for each token;
+`memtx-frozen` after `freeze_for_inference` in the dtype of the projections, `memtx-frozen-bf16` in
+bfloat16, `memtx-frozen-8bit` in 8 bits; and `memtx-bf16-frozen` with the memory itself cast to
+bfloat16 and frozen. `ratio` is the time of a token over that of the base, measured before and after
+all others in the same process.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from benchmarks.adapter_step import full_setting, quotient, tiny_setting
+from benchmarks.adapter_variants import Memory
+from benchmarks.clocks import forget_peak, peak_gib
+from benchmarks.records import Record, write_records
+from memtx import MemoryAdapter
+from memtx.generate import AsProjected, InDtype, InEightBits, freeze_for_inference
+
+NAME = "generation"
+LIBRARIES = ["torch", "transformers", "triton"]
+BASE = "base"
+VARIANTS = (
+    BASE,
+    "memtx",
+    "memtx-frozen",
+    "memtx-frozen-bf16",
+    "memtx-frozen-8bit",
+    "memtx-bf16-frozen",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The base, the memory in it, and how much is generated."""
+
+    name: str
+    config: Qwen2Config
+    memory: Memory
+    prompt: int
+    new_tokens: int
+    rounds: int
+    device: torch.device
+
+
+def setting_of(size: str, device: torch.device) -> Setting:
+    """Give the sizes: those of Qwen2.5-1.5B, or of a model for a CPU, which measures nothing."""
+    full = size == "1.5b"
+    step = (full_setting if full else tiny_setting)(device)
+    return Setting(
+        name=step.case.partition(" batch")[0],
+        config=step.config,
+        memory=step.memory,
+        prompt=128 if full else 8,
+        new_tokens=129 if full else 5,
+        rounds=5 if full else 2,
+        device=device,
+    )
+
+
+def base_of(setting: Setting) -> Any:
+    """Make the base with random weights, on the device from the start."""
+    torch.manual_seed(0)
+    with setting.device:
+        base = AutoModelForCausalLM.from_config(setting.config, dtype=torch.bfloat16)
+    return base.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def with_memory(base: nn.Module, setting: Setting, *, dtype: torch.dtype) -> MemoryAdapter:
+    """Attach a memory that adds something to the stream."""
+    with setting.device:
+        adapter = setting.memory(base)
+    for name, parameter in adapter.named_memory_parameters():
+        if "o_proj" in name:
+            parameter.normal_(0.0, 0.02)
+    for part in (*adapter.banks, *adapter.insertions):
+        part.to(dtype)
+    return adapter.eval()
+
+
+@contextmanager
+def prepared(name: str, setting: Setting) -> Iterator[Any]:
+    """Give the model of a variant, on a base of its own."""
+    base = base_of(setting)
+    if name == BASE:
+        yield base
+        return
+    narrow = name == "memtx-bf16-frozen"
+    adapter = with_memory(base, setting, dtype=torch.bfloat16 if narrow else torch.float32)
+    frozen: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "memtx": nullcontext,
+        "memtx-frozen": lambda: freeze_for_inference(adapter, storage=AsProjected()),
+        "memtx-bf16-frozen": lambda: freeze_for_inference(adapter, storage=AsProjected()),
+        "memtx-frozen-bf16": lambda: freeze_for_inference(
+            adapter, storage=InDtype(dtype=torch.bfloat16)
+        ),
+        "memtx-frozen-8bit": lambda: freeze_for_inference(adapter, storage=InEightBits()),
+    }
+    with frozen[name]():
+        yield adapter
+
+
+def seconds_of(model: Any, ids: Tensor, *, new_tokens: int, setting: Setting) -> float:
+    """Time one `generate`; it ends with the tokens on the host."""
+    started = time.perf_counter()
+    out = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        use_cache=True,
+        cache_implementation="static",
+        pad_token_id=0,
+        eos_token_id=None,
+        # On a CPU nothing is compiled, with or without this.
+        disable_compile=setting.device.type != "cuda",
+    )
+    out.cpu()
+    seconds = time.perf_counter() - started
+    if out.shape[1] != ids.shape[1] + new_tokens:
+        raise RuntimeError(f"as many tokens as asked for must come, got {out.shape[1]}")
+    return seconds
+
+
+def run(name: str, *, batch: int, setting: Setting) -> Record:
+    """Measure one variant; a failure is a result."""
+    record: Record = {
+        "case": f"{setting.name} generate batch {batch} prompt {setting.prompt}",
+        "variant": name,
+        "milliseconds": None,
+        "peak_gib": None,
+    }
+    size = (batch, setting.prompt)
+    started = time.perf_counter()
+    try:
+        with prepared(name, setting) as model:
+            ids = torch.randint(setting.config.vocab_size, size, device=setting.device)
+            for new_tokens in (1, setting.new_tokens, setting.new_tokens):
+                seconds_of(model, ids, new_tokens=new_tokens, setting=setting)
+            forget_peak(setting.device)
+            tokens, prompts = [], []
+            for _ in range(setting.rounds):
+                prompts.append(seconds_of(model, ids, new_tokens=1, setting=setting))
+                whole = seconds_of(model, ids, new_tokens=setting.new_tokens, setting=setting)
+                tokens.append((whole - prompts[-1]) / (setting.new_tokens - 1))
+    except Exception as error:
+        return {**record, "error": f"{type(error).__name__}: {error}"}
+    median = statistics.median(tokens)
+    print(
+        f"{name} batch {batch}: {1000.0 * median:.3f} ms a token, "
+        f"{time.perf_counter() - started:.0f} s in all",
+        file=sys.stderr,
+        flush=True,
+    )
+    return {
+        **record,
+        "milliseconds": 1_000.0 * median,
+        "milliseconds_min": 1_000.0 * min(tokens),
+        "milliseconds_max": 1_000.0 * max(tokens),
+        "prompt_milliseconds": 1_000.0 * statistics.median(prompts),
+        "tokens_per_second": batch / median,
+        "peak_gib": peak_gib(setting.device),
+    }
+
+
+def records_of(*, names: list[str], batch: int, setting: Setting) -> list[Record]:
+    """Measure the base, the variants and the base again, and set them over the base."""
+    records = []
+    for name in [BASE, *(name for name in names if name != BASE), BASE]:
+        records.append(run(name, batch=batch, setting=setting))
+        torch.compiler.reset()  # no variant meets what another one compiled
+        gc.collect()
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
+    bases = [r["milliseconds"] for r in (records[0], records[-1]) if r["milliseconds"]]
+    records[-1]["variant"] = f"{BASE}-again"
+    for record in records[1:-1]:
+        record["ratio"] = quotient(
+            record["milliseconds"], statistics.mean(bases) if bases else None
+        )
+    return records
+
+
+def table(records: list[Record]) -> str:
+    """Write the records as a table."""
+    lines = [f"{'case':<52}{'variant':<20}{'ms/token':>10}{'prompt ms':>11}{'GiB':>8}{'ratio':>8}"]
+    for r in records:
+        start = f"{r['case']:<52}{r['variant']:<20}"
+        if "error" in r:
+            lines.append(f"{start} {r['error'].splitlines()[0][:80]}")
+            continue
+        peak = "-" if r["peak_gib"] is None else f"{r['peak_gib']:.2f}"
+        ratio = "-" if r.get("ratio") is None else f"{r['ratio']:.3f}"
+        numbers = f"{r['milliseconds']:>10.3f}{r['prompt_milliseconds']:>11.2f}"
+        lines.append(f"{start}{numbers}{peak:>8}{ratio:>8}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run, write and print; 1 if a variant failed."""
+    parser = argparse.ArgumentParser(description="Time generated tokens with and without memory.")
+    parser.add_argument("--size", choices=["tiny", "1.5b"], required=True)
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU, whatever else there is")
+    parser.add_argument("--batches", type=int, nargs="+", required=True, help="rows of a batch")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
+    options = parser.parse_args()
+    on_gpu = torch.cuda.is_available() and not options.cpu
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    setting = setting_of(options.size, device)
+    records = [
+        record
+        for batch in options.batches
+        for record in records_of(names=options.variants, batch=batch, setting=setting)
+    ]
+    path = write_records(
+        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records
+    )
+    print(f"{table(records)}\n{path}")
+    return 1 if any("error" in record for record in records) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

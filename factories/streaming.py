@@ -1,0 +1,174 @@
+"""Training a stack on a stream of text that is packed as it comes: every value spelled out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from factories.from_scratch import routed_a_30m, routed_a_tiny
+from factories.pretraining import Stack, groups
+from memtx.data import Documents, FullRows, ShuffleBuffer, SplitLong, StreamBatches, TextEncoder
+from memtx.data.protocols import Source
+from memtx.evaluate import TextEvaluation
+from memtx.generate import padding_token
+from memtx.train import (
+    AdamW,
+    BestCheckpoint,
+    BFloat16Autocast,
+    DataParallel,
+    ExplodingLoss,
+    FullPrecision,
+    FullyShardedDataParallel,
+    JsonLines,
+    Logger,
+    Lower,
+    NextTokenLoss,
+    Objective,
+    ProgressBar,
+    ResumeIfAny,
+    RouterHealth,
+    RunCheckpoints,
+    SingleProcess,
+    Trainer,
+    WarmupStableDecay,
+    rows_per_process,
+)
+
+Parallelism = SingleProcess | DataParallel | FullyShardedDataParallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A stack, and how long it is trained on how much text at a time."""
+
+    compose: Callable[[], Stack]
+    vocabulary: int
+    row_length: int
+    rows_per_step: int
+    steps: int
+    every: int
+    learning_rate: float
+
+
+def corpus(
+    source: Source, *, field: str, tokenizer: Any, length: int, batch_size: int, seed: int
+) -> StreamBatches:
+    """Give full rows of the documents of a dataset, in random order as far as a buffer reaches."""
+    return StreamBatches(
+        documents=ShuffleBuffer(
+            documents=Documents(
+                source=source,
+                encoder=TextEncoder(tokenizer=tokenizer, field=field),
+                limit=SplitLong(length=length),
+                num_workers=1,
+                chunk=64,
+            ),
+            size=256,
+            seed=seed,
+        ),
+        packing=FullRows(length=length),
+        batch_size=batch_size,
+        pad_token_id=padding_token(tokenizer),
+    )
+
+
+def streamer(
+    *,
+    model: Stack,
+    plan: Plan,
+    source: Source,
+    field: str,
+    held_out: list[str],
+    tokenizer: Any,
+    folder: Path,
+    parallelism: Parallelism,
+    seed: int,
+) -> Trainer:
+    """Compose the training of a stack on a source; started again, it goes on where it was saved."""
+    loggers: list[Logger] = [
+        ProgressBar(title="pretrain", total_steps=plan.steps),
+        JsonLines(path=folder / "metrics.jsonl"),
+    ]
+    return Trainer(
+        objective=Objective(
+            model=model,
+            terms=[NextTokenLoss(name="text", stream="text", weight=1.0, chunk=4096)],
+        ),
+        streams={
+            "text": corpus(
+                source,
+                field=field,
+                tokenizer=tokenizer,
+                length=plan.row_length,
+                batch_size=rows_per_process(plan.rows_per_step, parallelism=parallelism),
+                seed=seed,
+            )
+        },
+        groups=groups(model, learning_rate=plan.learning_rate, bank_rate=plan.learning_rate),
+        optimizer=AdamW(betas=(0.9, 0.95), eps=1e-8),
+        schedule=WarmupStableDecay(
+            warmup_steps=plan.steps // 20,
+            decay_steps=plan.steps // 5,
+            total_steps=plan.steps,
+            floor=0.0,
+        ),
+        precision=BFloat16Autocast() if parallelism.device.type == "cuda" else FullPrecision(),
+        parallelism=parallelism,
+        start=ResumeIfAny(folder=folder / "run"),
+        steps=plan.steps,
+        accumulation=1,
+        clip_norm=1.0,
+        evaluations=[
+            TextEvaluation(
+                model=model,
+                tokenizer=tokenizer,
+                documents=held_out,
+                max_length=plan.row_length,
+                batch_size=8,
+                every=plan.every,
+            )
+        ],
+        callbacks=[
+            ExplodingLoss(factor=3.0, window=20),
+            RouterHealth(
+                model=model, every=plan.every, min_choices=10.0, min_entropy=0.5, remedies=[]
+            ),
+        ],
+        checkpoints=[
+            RunCheckpoints(folder=folder / "run", every=plan.every, keep=2),
+            BestCheckpoint(
+                model=model,
+                folder=folder / "best",
+                number="held_out",
+                better=Lower(by=0.0),
+                every=plan.every,
+            ),
+        ],
+        loggers=loggers if parallelism.rank == 0 else [],
+    )
+
+
+def tiny() -> Plan:
+    """Train a routed stack of a million parameters: two minutes on one core."""
+    return Plan(
+        compose=routed_a_tiny,
+        vocabulary=2_048,
+        row_length=128,
+        rows_per_step=8,
+        steps=240,
+        every=40,
+        learning_rate=4e-3,
+    )
+
+
+def thirty_million() -> Plan:
+    """Train a routed stack of thirty million parameters, on a GPU and a text of its size."""
+    return Plan(
+        compose=routed_a_30m,
+        vocabulary=8_192,
+        row_length=512,
+        rows_per_step=32,
+        steps=2_000,
+        every=200,
+        learning_rate=1e-3,
+    )

@@ -14,6 +14,7 @@ memory. `--size small` measures nothing, and is for a CPU; so is `--cpu`.
 """
 
 import argparse
+import copy
 import gc
 import os
 import statistics
@@ -58,6 +59,7 @@ from memtx import (
 )
 
 NAME = "out_of_core"
+ON_GPU = "memtx, bank where it is read"
 LIBRARIES = ["torch", "transformers", "safetensors", "bitsandbytes"]
 VOCABULARY = 8192
 GIB = 2**30
@@ -282,38 +284,43 @@ def one_model(size: Size, *, device: torch.device, folder: Path) -> Iterator[Rec
 
     def waiting() -> OffloadedMemoryBank:
         found = OffloadedMemoryBank(stored=bank, **elsewhere)
-        found.fetch_ahead = lambda indices: None  # type: ignore[method-assign]
+        vars(found)["fetch_ahead"] = _nothing
         return found
 
-    # The bank on the GPU last but compared with: moving it there takes it from the host.
     makers: dict[str, Callable[[], Any]] = {
+        ON_GPU: lambda: copy.deepcopy(bank),
         "memtx, host": lambda: OffloadedMemoryBank(stored=bank, **elsewhere),
         "memtx, host, nothing fetched ahead": waiting,
         "memtx, file": in_file,
         "memtx, cold file": cold,
-        "bank on the GPU": lambda: bank,
     }
     records: dict[str, Record] = {}
-    for name, make in makers.items():
-        made = make()
+    # The one that is compared with goes first and once more last, and the faster one counts.
+    for name in [*makers, ON_GPU]:
+        made = makers[name]()
         model = model_with(made, size, chapter=size.chapter, top_k=size.top_k, device=device)
-        records[name] = measured(model, made, size, device=device)
+        record = measured(model, made, size, device=device)
+        known = records.get(name, record)
+        records[name] = min(known, record, key=lambda each: each["milliseconds"])
         del model, made
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    on_gpu = records["bank on the GPU"]
+    wanted = records[ON_GPU]["tokens"]
     for name, record in records.items():
-        same = record.pop("tokens") if record is not on_gpu else on_gpu["tokens"]
         yield {
             "case": f"generate, {size.tokens} x {size.dim}, {size.layers} reading layers",
             "variant": name,
             **{key: value for key, value in record.items() if key != "tokens"},
-            "ratio": record["milliseconds"] / on_gpu["milliseconds"],
+            "ratio": record["milliseconds"] / records[ON_GPU]["milliseconds"],
             "bank_gib": path.stat().st_size / GIB,
-            "same_tokens": same == on_gpu["tokens"],
+            "same_tokens": record["tokens"] == wanted,
         }
     path.unlink()
+
+
+def _nothing(indices: Tensor) -> None:
+    """In place of `fetch_ahead`."""
 
 
 def larger_banks(size: Size) -> dict[str, Callable[[], Any]]:

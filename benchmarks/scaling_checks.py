@@ -105,10 +105,10 @@ class Noting:
     def make(self, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
         """Make it."""
         made = AdamW(betas=(0.9, 0.95), eps=1e-8).make(groups)
-        made.register_step_pre_hook(lambda *_: self.note())
+        made.register_step_pre_hook(self.note)
         return made
 
-    def note(self) -> None:
+    def note(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         """Gather and copy every gradient."""
         for key, parameter in self.trainer.objective.model.named_parameters():
             gradient: Any = parameter.grad

@@ -201,6 +201,10 @@ class Context:
         """
         return own(x, length=self.length, place=self.place)
 
+    def num_before(self) -> int:
+        """Count the places that were filled before this call; asks the device where it must."""
+        return self.past if self.place is None else int(self.place)
+
     def before(self) -> Bool[Tensor, "batch known"]:
         """Tell which known tokens are real and stood there before this call."""
         if self.place is not None:

@@ -41,8 +41,10 @@ def size_of(cache: Any) -> int:
     Args:
         cache: a `Cache` of transformers.
     """
-    whole = [each for each in cache.layers if not getattr(each, "is_sliding", False)]
-    return max((getattr(each, "max_cache_len", 0) for each in whole), default=0)
+    sizes = [0]  # as a list, which a compiler can follow
+    for each in cache.layers:
+        sizes += [] if getattr(each, "is_sliding", False) else [getattr(each, "max_cache_len", 0)]
+    return max(sizes)
 
 
 def place_in(cache: Any, *, length: int, device: torch.device) -> Tensor | None:

@@ -26,9 +26,7 @@ def quantized(bits):
 BANKS = {
     "standard": lambda: bank_of(NUM, 6),
     "standard in bfloat16": lambda: bank_of(NUM, 6).to(torch.bfloat16),
-    "reduced": lambda: ReducedDimMemoryBank(
-        num_memory_tokens=NUM, rank=3, init=Normal(std=1.0)
-    ),
+    "reduced": lambda: ReducedDimMemoryBank(num_memory_tokens=NUM, rank=3, init=Normal(std=1.0)),
     "factorized": lambda: FactorizedMemoryBank(
         num_memory_tokens=NUM, dim=6, rank=2, init=Normal(std=1.0)
     ),

@@ -42,6 +42,10 @@ def test_rows_are_those_of_the_plain_bank(where, name, places, tmp_path):
         found = far.rows(chosen)
         assert found.device.type == GPU
         assert torch.equal(found, near.rows(chosen))
+    numbers = torch.tensor([4, 11, 0], device=GPU)
+    rows = numbers[:, None] * CHAPTER + torch.arange(CHAPTER, device=GPU)
+    for _ in range(2):
+        assert torch.equal(far.chapters(numbers, CHAPTER), near.rows(rows))
     assert all(not getattr(far.stored, each).is_cuda for each in far._layout.names)
     assert far.resident_bytes <= places * sum(
         getattr(far.stored, each).nbytes // (NUM // CHAPTER) for each in far._layout.names
@@ -96,7 +100,12 @@ def test_many_streams_and_threads(where, tmp_path):
                 if draw.random() < 0.4:
                     far.fetch_ahead(rows)
                 else:
-                    wrong |= (far.rows(rows) != near[rows]).any()
+                    found = (
+                        far.rows(rows)
+                        if draw.random() < 0.5
+                        else far.chapters(chapters.to(GPU), CHAPTER)
+                    )
+                    wrong |= (found != near[rows]).any()
             torch.cuda.current_stream().synchronize()
             return bool(wrong)
 

@@ -34,9 +34,7 @@ def put(model, bank):
 
 
 def offloaded(bank, places):
-    return OffloadedMemoryBank(
-        stored=bank, tokens_per_chapter=TOKENS, num_resident_chapters=places
-    )
+    return OffloadedMemoryBank(stored=bank, tokens_per_chapter=TOKENS, num_resident_chapters=places)
 
 
 def settle(bank):

@@ -43,6 +43,10 @@ def test_rows_are_those_of_the_plain_bank(make, places, tmp_path):
         assert found.dtype == wanted.dtype
         assert torch.equal(found, wanted)
         assert not found.requires_grad
+    numbers = torch.tensor([4, 11, 4])
+    with torch.no_grad():
+        wanted = bank.rows(numbers[:, None] * CHAPTER + torch.arange(CHAPTER))
+    assert torch.equal(distant.chapters(numbers, CHAPTER), wanted)
     if places > 1:
         assert torch.equal(distant(), bank())
     else:
@@ -145,7 +149,9 @@ def test_wrong_files_are_refused(tmp_path):
     }
     for name, wrong in trouble.items():
         save_file(whole | {name: wrong}, path)
-        text = rf"^MappedMemoryBank: bank.safetensors must hold exactly .*{name}.*, got file=.*{name}"
+        text = (
+            rf"^MappedMemoryBank: bank.safetensors must hold exactly .*{name}.*, got file=.*{name}"
+        )
         with pytest.raises(ValueError, match=text):
             opened(path, None, outline(bank))
     save_file({"codes": whole["codes"]}, path)
@@ -156,7 +162,9 @@ def test_wrong_files_are_refused(tmp_path):
         opened(path, None, outline(bank))
     save_file(whole, path)
     wrong = "0" * 64
-    text = f"^MappedMemoryBank: bank.safetensors must have the sha256 {wrong}, got sha256='[0-9a-f]+';"
+    text = (
+        f"^MappedMemoryBank: bank.safetensors must have the sha256 {wrong}, got sha256='[0-9a-f]+';"
+    )
     with pytest.raises(ValueError, match=text):
         opened(path, wrong, outline(bank))
     path.write_bytes(b"no file of tensors")
@@ -176,9 +184,7 @@ def test_another_floating_dtype_is_as_good(tmp_path):
 def test_other_constructions_are_refused():
     text = "^MappedMemoryBank: stored must be .*, got stored='Linear';"
     with pytest.raises(ValueError, match=text):
-        MappedMemoryBank(
-            stored=nn.Linear(2, 2), tokens_per_chapter=4, num_resident_chapters=2
-        )
+        MappedMemoryBank(stored=nn.Linear(2, 2), tokens_per_chapter=4, num_resident_chapters=2)
     with pytest.raises(ValueError, match="got num_memory_tokens=8, tokens_per_chapter=3;"):
         MappedMemoryBank(stored=bank_of(8, 2), tokens_per_chapter=3, num_resident_chapters=2)
     text = r"^MappedMemoryBank: num_resident_chapters must be .*, got num_resident_chapters=0;"

@@ -43,12 +43,32 @@ def test_rows_are_those_of_the_plain_bank(make, places):
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.shapes
+@each_bank
+@pytest.mark.parametrize("places", [1, 3, NUM // CHAPTER])
+@torch.no_grad()
+def test_chapters_are_those_of_the_plain_bank(make, places):
+    """Of its own size and of another, in any order, some twice, more than have room."""
+    bank = make()
+    distant = offloaded(bank, places)
+    for numbers in ([3], [0, 11], [7, 2, 7], [], list(range(12))):
+        for size in (CHAPTER, 2 * CHAPTER):
+            asked = torch.tensor(numbers, dtype=torch.long) // (size // CHAPTER)
+            wanted = bank.rows(asked[:, None] * size + torch.arange(size))
+            assert torch.equal(distant.chapters(asked, size), wanted)
+    assert distant.traffic.hits + distant.traffic.misses > 0
+    with pytest.raises(IndexError, match="got index=48;"):
+        distant.chapters(torch.tensor([12]), CHAPTER)
+
+
 @each_bank
 def test_all_tokens_where_all_have_room(make):
     bank = make()
     with torch.no_grad():
         assert torch.equal(offloaded(bank, NUM // CHAPTER)(), bank())
-    text = "OffloadedMemoryBank: all tokens can only be given at once where all chapters have room, "
+    text = (
+        "OffloadedMemoryBank: all tokens can only be given at once where all chapters have room, "
+    )
     with pytest.raises(ValueError, match=f"^{text}got chapters=12, num_resident_chapters=11;"):
         offloaded(bank, 11)()
 
@@ -227,14 +247,10 @@ def test_sizes_that_are_refused(name, value):
 def test_chapters_that_do_not_divide_are_refused():
     text = "got num_memory_tokens=48, tokens_per_chapter=5;"
     with pytest.raises(ValueError, match=f"^OffloadedMemoryBank: .*, {text}"):
-        OffloadedMemoryBank(
-            stored=bank_of(NUM, 4), tokens_per_chapter=5, num_resident_chapters=2
-        )
+        OffloadedMemoryBank(stored=bank_of(NUM, 4), tokens_per_chapter=5, num_resident_chapters=2)
     text = "got tokens_per_chapter=1, dim=32, block_size=64;"
     with pytest.raises(ValueError, match=f"^OffloadedMemoryBank: the blocks .*, {text}"):
-        OffloadedMemoryBank(
-            stored=BANKS["8 bits"](), tokens_per_chapter=1, num_resident_chapters=2
-        )
+        OffloadedMemoryBank(stored=BANKS["8 bits"](), tokens_per_chapter=1, num_resident_chapters=2)
 
 
 def test_other_banks_are_refused():

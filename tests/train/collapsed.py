@@ -1,7 +1,7 @@
 """A routed adapter whose routers have collapsed: two of eight routed chapters are never chosen.
 
-Run as `python -m tests.train.collapsed FOLDER KIND` under torchrun, with kind `copied` or `sharded`,
-it trains with revival and leaves each process's memory and records.
+Run as `python -m tests.train.collapsed FOLDER KIND` under torchrun, with kind `copied` or
+`sharded`, it trains with revival and leaves each process's memory and records.
 """
 
 import json

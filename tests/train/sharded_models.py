@@ -211,7 +211,7 @@ class Looking:
     """An evaluation that calls the model itself: by its forward, and by `generate`."""
 
     model: nn.Module
-    every: int = 2
+    every: int
 
     def measure(self) -> dict[str, float]:
         self.model.eval()
@@ -247,6 +247,6 @@ def trainer(name: str, *, parallelism: Any, accumulation: int) -> tuple[Trainer,
         parallelism=parallelism,
         accumulation=accumulation,
         clip_norm=0.5,
-        evaluations=[Looking(model=model)],
+        evaluations=[Looking(model=model, every=2)],
     )
     return composed, noting

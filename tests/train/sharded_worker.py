@@ -34,7 +34,7 @@ from tests.train import tiny
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 
 
-def sharded(**changes: Any) -> FullyShardedDataParallel:
+def sharded(changes: dict[str, Any]) -> FullyShardedDataParallel:
     plain = {
         "device": torch.device("cpu"),
         "units": LayersAsUnits(),
@@ -49,12 +49,12 @@ Way = Callable[[], Any]
 # Every model in these ways, and some in the others.
 EVERY: dict[str, Way] = {
     "ddp": lambda: DataParallel(device=torch.device("cpu")),
-    "fsdp": sharded,
+    "fsdp": lambda: sharded({}),
 }
 SOME: dict[str, Way] = {
-    "kept": lambda: sharded(reshard_after_forward=False),
-    "root": lambda: sharded(units=ModulesAsUnits(modules=[])),
-    "bf16": lambda: sharded(param_dtype=torch.bfloat16, reduce_dtype=torch.float32),
+    "kept": lambda: sharded({"reshard_after_forward": False}),
+    "root": lambda: sharded({"units": ModulesAsUnits(modules=[])}),
+    "bf16": lambda: sharded({"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32}),
 }
 SOME_MODELS = ("routed shared bank", "adapter")
 JOBS = [(way, name) for way in EVERY for name in models.MODELS] + [
@@ -92,10 +92,10 @@ def from_nowhere(folder: Path) -> None:
     with torch.device("cpu" if dist.get_rank() == 0 else "meta"):
         model = models.shared(models.dense_read)
     first = {key: each.detach().clone() for key, each in model.named_parameters()}
-    sharded().wrap(Objective(model=model, terms=[tiny.facts_term()]))
+    sharded({}).wrap(Objective(model=model, terms=[tiny.facts_term()]))
     held = {key: models.whole(each) for key, each in model.named_parameters()}
     narrow = tiny.adapter(model=tiny.base(seed=0).to(torch.bfloat16))
-    trainer = replace(tiny.trainer(model=narrow, steps=2), parallelism=sharded())
+    trainer = replace(tiny.trainer(model=narrow, steps=2), parallelism=sharded({}))
     found = {
         "same": dist.get_rank() > 0 or tiny.same(held, first),
         "tied": model.head.embedding is model.embedding,
@@ -109,7 +109,7 @@ def refused(folder: Path) -> None:
     """What is refused, and how often a model may be sharded."""
     model = models.shared(models.dense_read)
     objective = Objective(model=model, terms=[tiny.facts_term()])
-    parallelism = sharded()
+    parallelism = sharded({})
     again = parallelism.wrap(parallelism.wrap(objective)) is objective
     found: dict[str, Any] = {"again": again}
     mixed = models.adapter()

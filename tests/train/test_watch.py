@@ -14,9 +14,16 @@ from memtx.train.watch import Watch
 from tests.train.processes import ROOT
 
 
-def watch_of(store, rank, end, **changes):
-    times = {"every": 0.01, "silent": 0.2, "grace": 0.0} | changes
-    return Watch(store=store, rank=rank, world_size=3, end=end, **times)
+def watch_of(store, rank, end, every=None, silent=None):
+    return Watch(
+        store=store,
+        rank=rank,
+        world_size=3,
+        every=0.01 if every is None else every,
+        silent=0.2 if silent is None else silent,
+        grace=0.0,
+        end=end,
+    )
 
 
 def test_the_first_failure_is_told_to_all():

@@ -1,6 +1,7 @@
 """Pictures: written in the format that is named, and what they need is said."""
 
 import re
+import sys
 
 import pytest
 import torch

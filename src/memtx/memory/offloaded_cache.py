@@ -136,12 +136,13 @@ class ChapterCache:
             self.traffic.misses += len(missing)
             self.traffic.hits += len(chapters) - len(missing)
             self._order.wait_for([self._order.last_read()])
-            moves = self._give_places(missing, keep=wanted, ahead=False)
-            try:
-                self._copy(moves)
-            except BaseException:
-                self._forget(moves)
-                raise
+            if missing:
+                moves = self._give_places(missing, keep=wanted, ahead=False)
+                try:
+                    self._copy(moves)
+                except BaseException:
+                    self._forget(moves)
+                    raise
             for each in chapters:
                 self._places.move_to_end(each)
             self._wait_for_copies(chapters)
@@ -206,7 +207,8 @@ class ChapterCache:
     def _can_hold(self, wanted: set[int]) -> bool:
         if wanted & self._coming:
             return False
-        return self._room(keep=wanted) >= len(wanted - set(self._places))
+        missing = wanted - self._places.keys()
+        return not missing or self._room(keep=wanted) >= len(missing)
 
     def _give_places(self, chapters: list[int], *, keep: set[int], ahead: bool) -> _Moves:
         """Give each chapter a place: a free one, or that of the chapter read longest ago."""

@@ -11,7 +11,7 @@ from memtx.context import Context
 class _Box:
     """Holds a context where a search for tensors sees nothing."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, *, context: Context) -> None:
         self.context = context
 
 
@@ -38,7 +38,7 @@ def _unpack(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:  # noq
 
 
 def _boxed(value: object) -> object:
-    return _Box(value) if isinstance(value, Context) else value
+    return _Box(context=value) if isinstance(value, Context) else value
 
 
 def _opened(value: object) -> object:

@@ -23,7 +23,8 @@ class ReviveDead:
     A router's score for a dead chapter becomes that for one it chooses often, so that both are
     chosen and can part; the busiest are copied first, in turn. The chapter's memory tokens are
     copied likewise if nothing has read them: every router of the bank has left the chapter alone,
-    and no layer reads the whole bank. The optimizer's moments of these rows become zero. All processes do the same: the noise follows from seed and step.
+    and no layer reads the whole bank. The optimizer's moments of these rows become zero. All
+    processes do the same: the noise follows from seed and step.
 
     Args:
         noise: standard deviation of the noise, as a share of that of the copied row.

@@ -48,13 +48,23 @@ class Term(Protocol):
         """Give the sum of each component over these, `[components]`."""
 
 
-def _check_values(term: "NextTokenLoss | LocalityLoss") -> None:
-    require_positive(owner=term, sizes={"chunk": term.chunk})
+def check_values(owner: object, *, weight: float, chunk: int) -> None:
+    """Refuse the values of a term that are out of range.
+
+    Args:
+        owner: the term.
+        weight: its factor in the loss.
+        chunk: how many tokens' logits it holds.
+
+    Raises:
+        ValueError: if `chunk` is below 1 or `weight` is negative or not finite.
+    """
+    require_positive(owner=owner, sizes={"chunk": chunk})
     require(
-        ok=math.isfinite(term.weight) and term.weight >= 0.0,
-        owner=term,
+        ok=math.isfinite(weight) and weight >= 0.0,
+        owner=owner,
         rule="weight must be finite and not negative",
-        got={"weight": term.weight},
+        got={"weight": weight},
         remedy="pass 0.0 to only measure the term",
     )
 
@@ -86,7 +96,7 @@ class NextTokenLoss:
     chunk: int
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self, weight=self.weight, chunk=self.chunk)
 
     def check(self, model: nn.Module) -> None:
         """Accept any model.
@@ -173,7 +183,7 @@ class LocalityLoss:
     chunk: int
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self, weight=self.weight, chunk=self.chunk)
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model of which what is trained cannot be switched off.
@@ -225,7 +235,7 @@ class LocalityLoss:
             "labels": batch["labels"],
         }
         # Without dropout: noise in the teacher would be taught as a difference.
-        with torch.no_grad(), _untrained(model), evaluating(model):
+        with torch.no_grad(), untrained(model), evaluating(model):
             teacher = halves.hidden_states(**tokens)
         hidden = halves.hidden_states(**tokens)
         real = batch["attention_mask"].bool()
@@ -233,8 +243,12 @@ class LocalityLoss:
 
 
 @contextmanager
-def _untrained(model: Any) -> Iterator[None]:
-    """Switch off what is trained: the memory, and a LoRA in the base unless it is frozen."""
+def untrained(model: Any) -> Iterator[None]:
+    """Switch off what is trained: the memory, and a LoRA in the base unless it is frozen.
+
+    Args:
+        model: a `MemoryAdapter`, a `MemoryLibrary`, or a PEFT model.
+    """
     carries = isinstance(model, MemoryAdapter | MemoryLibrary)
     base: Any = model.base if carries else model
     with ExitStack() as off:

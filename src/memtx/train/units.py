@@ -29,6 +29,9 @@ class LayersAsUnits:
     What is no layer (embedding, banks, insertions of an adapter, norm and head) is the rest, which
     stays gathered from the start of a forward to the end of the backward pass.
 
+    Args:
+        None: it takes no arguments.
+
     Source: torchtitan's and transformers' wrapping of decoder layers.
 
     Example:

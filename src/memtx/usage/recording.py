@@ -138,10 +138,10 @@ class Recording:
         ids, self._ids = self._ids, None
         real = torch.ones(x.shape[:2]).bool()
         if context is not None:
-            real = context.real[:, context.past :].cpu()
+            real = context.own(context.real).cpu()
         self._call = _Call(
             ids=None if ids is None or ids.shape != real.shape else ids.cpu(),
-            past=0 if context is None else context.past,
+            past=0 if context is None else context.num_before(),
             real=real,
             told=False,
             context=context,

@@ -21,7 +21,8 @@ class ProgressBar:
     """A bar with loss, tokens per second and time left; below it the other numbers.
 
     Numbers that come now and then, such as those of evaluations, are printed above the bar and
-    stay; what does not fit into two lines is left to other loggers. Where the output is no terminal, a line is printed every ten seconds instead.
+    stay; what does not fit into two lines is left to other loggers. Where the output is no
+    terminal, a line is printed every ten seconds instead.
 
     Args:
         title: what stands before the bar.

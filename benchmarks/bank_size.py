@@ -13,9 +13,9 @@ default. `frozen-bank` trains everything but the bank; `dense-adamw` all by fuse
 gradient and moments have a number for each of the bank's; `sparse-*` have sparse bank gradients and
 `BankRows` for the bank (`adagrad` and `sgd` are exact, `adam` is lazy), AdamW for the rest.
 `update_milliseconds` is the part of clipping, optimizer and `zero_grad`. A token is decoded
-greedily in bfloat16, keys and values frozen, windows of 128 choosing. `ratio` is over the smallest
-bank of the same variant, `ratio_to_control` over the control. Records of other cases that are in
-the file already stay there.
+greedily in bfloat16 with a static cache, keys and values frozen, windows of 128 choosing. `ratio`
+is over the smallest bank of the same variant, `ratio_to_control` over the control. Records of other
+cases that are in the file already stay there.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.adapter_step import quotient
 from benchmarks.clocks import clock_of, forget_peak, peak_gib
+from benchmarks.generation import generated
 from benchmarks.records import Record, write_records
 from factories.mixture_of_chapters import control, reading
-from memtx import MemoryTransformer, RollingRouting, SequenceRouting
+from memtx import MemoryTransformer, MemtxForCausalLM, RollingRouting, SequenceRouting
 from memtx.generate import AsProjected, freeze_for_inference
 from memtx.train import AdamW, BankRows, ParameterGroup, RowAdagrad, RowAdam, RowSGD
 from memtx.train.bank_optimizer import RowRule
@@ -70,6 +70,7 @@ class Setting:
     timed: int
     prompt: int
     new_tokens: int
+    left_out: int
     rounds: int
     compiled: bool
     device: torch.device
@@ -153,36 +154,20 @@ def train(case: Case, setting: Setting) -> Record:
     }
 
 
-def generate(model: MemoryTransformer, ids: Tensor, *, new_tokens: int) -> float:
-    """Time one `generate`, which ends with the tokens on the host."""
-    started = time.perf_counter()
-    out = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
-    out.cpu()
-    return time.perf_counter() - started
-
-
 def decode(case: Case, setting: Setting) -> Record:
-    """Time generated tokens of a case: a long generation less one of a single token."""
+    """Time generated tokens of a case."""
     torch.manual_seed(0)
     with setting.device:
         model = case.compose().to(torch.bfloat16).eval()
     frozen = None if case.size is None else freeze_for_inference(model, storage=AsProjected())
     size = (setting.batch, setting.prompt)
     ids = torch.randint(model.embedding.vocab_size, size, device=setting.device)
+    face = MemtxForCausalLM.from_model(model)
     tokens: list[float] = []
     forget_peak(setting.device)
-    for number in range(1 + setting.rounds):
-        first = generate(model, ids, new_tokens=1)
-        each = (generate(model, ids, new_tokens=1 + setting.new_tokens) - first) * 1_000.0
-        tokens += [each / setting.new_tokens] if number else []
+    for number in range(2 + setting.rounds):
+        _, *each = generated(face, ids, new_tokens=setting.left_out + setting.new_tokens)
+        tokens += each[setting.left_out :] if number > 1 else []
     return {
         "milliseconds": statistics.median(tokens),
         "milliseconds_min": min(tokens),
@@ -196,7 +181,8 @@ def decode(case: Case, setting: Setting) -> Record:
 def run(work: Callable[[Case, Setting], Record], case: Case, setting: Setting) -> Record:
     """Measure a case; a failure is a result."""
     kind = "step" if work is train else f"token after {setting.prompt}"
-    compiled = "compiled" if setting.compiled and work is train else "eager"
+    mode = "compiled" if setting.compiled else "eager"
+    compiled = "static cache" if work is decode else mode
     routing = "" if case.size is None else f" {case.routing}"
     record: Record = {
         "case": f"371M {kind} batch {setting.batch}{routing} {compiled}",
@@ -320,6 +306,7 @@ def main() -> int:
                 timed=2 if options.tiny else 15,
                 prompt=8 if options.tiny else 128,
                 new_tokens=2 if options.tiny else 64,
+                left_out=1 if options.tiny else 16,
                 rounds=1 if options.tiny else 5,
                 compiled=not options.eager,
                 device=device,

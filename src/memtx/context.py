@@ -255,7 +255,9 @@ class Context:
         self._require_held(keys.shape[-2])
         return keys, values
 
-    def _remember_in_place(self, keys: Tensor, values: Tensor, *, slot: int) -> Any:
+    def _remember_in_place(
+        self, keys: Tensor, values: Tensor, *, slot: int
+    ) -> tuple[Tensor, Tensor]:
         """Add to a layer of fixed size: the first call reads what it gives, others all places."""
         begun = self.place is not None
         require(
@@ -268,7 +270,7 @@ class Context:
         )
         if begun and not self.cache.layers[slot].is_initialized:
             self._require_held(0)
-        held = self.cache.update(keys, values, slot)
+        held: tuple[Tensor, Tensor] = self.cache.update(keys, values, slot)
         return held if begun else (keys, values)
 
     def _require_held(self, found: int) -> None:

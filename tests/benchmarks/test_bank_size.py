@@ -101,6 +101,7 @@ def test_an_error_is_a_record(monkeypatch):
         timed=1,
         prompt=1,
         new_tokens=1,
+        left_out=0,
         rounds=1,
         compiled=False,
         device=CPU,

@@ -58,7 +58,7 @@ def test_the_full_case_is_the_shape_of_the_goal():
     setting = benchmark.setting_of("1.5b", torch.device("cpu"))
     assert setting.name == "qwen2.5-1.5b-shape"
     assert (setting.config.num_hidden_layers, setting.config.hidden_size) == (28, 1_536)
-    assert (setting.prompt, setting.new_tokens) == (128, 129)
+    assert (setting.prompt, setting.new_tokens) == (128, 128)
 
 
 def test_an_error_is_a_record():

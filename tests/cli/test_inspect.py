@@ -62,7 +62,8 @@ def test_a_whole_model_with_files_an_answer_pictures_and_json(folder, tmp_path, 
         ("one.txt (2)", 3),
     ]
     assert told["texts"][0]["cut"] is True
-    assert len(told["effects"]["chapters"]) == routing.CHAPTERS
+    # Those that the three tokens read: a shared one, and two for each at either reader.
+    assert 3 <= len(told["effects"]["chapters"]) <= routing.CHAPTERS
     names = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert len(names) == 6
     assert "text-1-load-9.png" in names

@@ -27,6 +27,8 @@ COMMANDS: dict[str, str] = {
     # As the one above.
     r"python examples/train_tensor_memory\.py.*": "tests/examples/test_train_tensor_memory.py",
     r"python examples/resume\.py": "tests/examples/test_resume.py",
+    # On two GPUs; here on a tiny stack in one process on the CPU.
+    r"torchrun --nproc_per_node=2 benchmarks/scaling\.py .*": "tests/benchmarks/test_scaling.py",
     r"python examples/associative_recall\.py.*": "tests/examples/test_associative_recall.py",
     r"pip install \.": "tests/packaging/test_wheel.py",
     r"memtx factories (list|copy qwen_adapter my_factories)": "tests/cli/test_factories.py",
@@ -34,6 +36,10 @@ COMMANDS: dict[str, str] = {
         "tests/cli/test_plan.py"
     ),
     r"memtx verify memory( --json)?": "tests/spec/test_verify.py",
+    # At a size that runs on a CPU.
+    r"PYTHONPATH=src:\. python benchmarks/out_of_core\.py --output benchmarks/results": (
+        "tests/benchmarks/test_out_of_core.py"
+    ),
     r"memtx inspect memory --base BASE .*": "tests/cli/test_inspect.py",
     r"python -m memtx\.evaluate\.harness --model memtx .*": "tests/evaluate/harness/test_model.py",
 }

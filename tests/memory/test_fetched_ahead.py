@@ -1,4 +1,4 @@
-"""A generation whose bank lies elsewhere: the same tokens, and its chapters there before it asks."""
+"""A generation whose bank lies elsewhere: the same tokens, its chapters there in time."""
 
 import pytest
 import torch

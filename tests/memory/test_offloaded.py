@@ -78,22 +78,22 @@ def test_every_read_is_counted():
     """Chapters 0, 1, 2, ... of four tokens of width 6: 96 bytes each."""
     bank = offloaded(bank_of(NUM, 6), 2)
 
-    def after(*chapters):
+    def after(chapters):
         tokens = torch.tensor([CHAPTER * each + place for each in chapters for place in (1, 0)])
         bank.rows(tokens)
         return bank.traffic
 
-    assert after(0) == Traffic(hits=0, misses=1, fetched_ahead=0, bytes_moved=96)
-    assert after(0, 1) == Traffic(hits=1, misses=2, fetched_ahead=0, bytes_moved=192)
-    assert after(0) == Traffic(hits=2, misses=2, fetched_ahead=0, bytes_moved=192)
+    assert after([0]) == Traffic(hits=0, misses=1, fetched_ahead=0, bytes_moved=96)
+    assert after([0, 1]) == Traffic(hits=1, misses=2, fetched_ahead=0, bytes_moved=192)
+    assert after([0]) == Traffic(hits=2, misses=2, fetched_ahead=0, bytes_moved=192)
     # 1 was read longest ago.
-    assert after(2) == Traffic(hits=2, misses=3, fetched_ahead=0, bytes_moved=288)
-    assert after(0) == Traffic(hits=3, misses=3, fetched_ahead=0, bytes_moved=288)
-    assert after(1) == Traffic(hits=3, misses=4, fetched_ahead=0, bytes_moved=384)
+    assert after([2]) == Traffic(hits=2, misses=3, fetched_ahead=0, bytes_moved=288)
+    assert after([0]) == Traffic(hits=3, misses=3, fetched_ahead=0, bytes_moved=288)
+    assert after([1]) == Traffic(hits=3, misses=4, fetched_ahead=0, bytes_moved=384)
     # Three do not fit: they come in two parts.
-    assert after(3, 4, 5) == Traffic(hits=3, misses=7, fetched_ahead=0, bytes_moved=672)
+    assert after([3, 4, 5]) == Traffic(hits=3, misses=7, fetched_ahead=0, bytes_moved=672)
     bank.forget()
-    assert after(5) == Traffic(hits=3, misses=8, fetched_ahead=0, bytes_moved=768)
+    assert after([5]) == Traffic(hits=3, misses=8, fetched_ahead=0, bytes_moved=768)
     assert bank.resident_bytes == 2 * 96
 
 

@@ -21,41 +21,41 @@ def cache_of(num_chapters, num_places):
     return ChapterCache(chapters=chapters, num_places=num_places, device=HOST, traffic=traffic)
 
 
-def read(cache, *chapters):
+def read(cache, chapters):
     """Reads chapters, and checks that they are the right ones."""
 
     def take(store, places):
-        assert torch.equal(store["rows"][list(places)], cache.chapters["rows"][list(chapters)])
-        assert torch.equal(store["scales"][list(places)], cache.chapters["scales"][list(chapters)])
+        assert torch.equal(store["rows"][list(places)], cache.chapters["rows"][chapters])
+        assert torch.equal(store["scales"][list(places)], cache.chapters["scales"][chapters])
         return places
 
-    return cache.read(list(chapters), take)
+    return cache.read(chapters, take)
 
 
 def test_who_was_read_longest_ago_leaves():
     cache = cache_of(8, 3)
     for chapter, kept in [(0, [0]), (1, [0, 1]), (2, [0, 1, 2]), (0, [1, 2, 0]), (3, [2, 0, 3])]:
-        read(cache, chapter)
+        read(cache, [chapter])
         assert cache.resident() == kept
-    read(cache, 5, 2)
+    read(cache, [5, 2])
     assert cache.resident() == [3, 5, 2]
 
 
 def test_more_than_there_is_room_for_is_refused():
     text = "^ChapterCache: a read must .*, got chapters=3, num_places=2;"
     with pytest.raises(ValueError, match=text):
-        read(cache_of(8, 2), 0, 1, 2)
+        read(cache_of(8, 2), [0, 1, 2])
 
 
 def test_what_is_fetched_ahead_is_there():
     cache = cache_of(8, 4)
-    read(cache, 0, 1)
+    read(cache, [0, 1])
     cache.fetch_ahead([1, 5, 5, 6])
     cache.settle()
     assert cache.resident() == [0, 1, 5, 6]
     each = 6 * 4 + 8
     assert cache.traffic == Traffic(hits=0, misses=2, fetched_ahead=2, bytes_moved=4 * each)
-    read(cache, 5, 6)
+    read(cache, [5, 6])
     assert cache.traffic == Traffic(hits=2, misses=2, fetched_ahead=2, bytes_moved=4 * each)
     # 0 was read longest ago, and what is asked for now is not taken away for it.
     cache.fetch_ahead([1, 7])
@@ -91,10 +91,10 @@ def test_a_read_waits_for_what_is_on_its_way(monkeypatch):
     started, go = held_back(cache, monkeypatch)
     cache.fetch_ahead([4])
     assert started.wait(10)
-    read(cache, 0)  # another one does not wait
+    read(cache, [0])  # another one does not wait
     assert cache.resident() == [0]
     threading.Timer(0.05, go.set).start()
-    read(cache, 4)
+    read(cache, [4])
     assert cache.traffic.hits == 1
     assert cache.traffic.misses == 1
     assert cache.traffic.fetched_ahead == 1
@@ -106,7 +106,7 @@ def test_a_read_that_has_no_room_yet_waits_for_it(monkeypatch):
     cache.fetch_ahead([4, 5])
     assert started.wait(10)
     threading.Timer(0.05, go.set).start()
-    read(cache, 0, 1)
+    read(cache, [0, 1])
     assert cache.resident() == [0, 1]
 
 
@@ -123,13 +123,13 @@ def test_a_fetch_that_fails_is_made_again_by_the_read(monkeypatch):
     cache.fetch_ahead([4])
     cache.settle()
     assert cache.resident() == []
-    read(cache, 4)
+    read(cache, [4])
     assert cache.traffic.misses == 1
     fails.append(True)
     with pytest.raises(OSError, match="the disk is gone"):
-        read(cache, 5)
+        read(cache, [5])
     assert cache.resident() == [4]
-    read(cache, 5, 4)
+    read(cache, [5, 4])
 
 
 def test_many_threads_read_and_fetch():
@@ -144,7 +144,7 @@ def test_many_threads_read_and_fetch():
             if draw.random() < 0.3:
                 cache.fetch_ahead(chapters)
             else:
-                read(cache, *chapters)
+                read(cache, chapters)
                 asked.append(len(chapters))
 
     with ThreadPoolExecutor(max_workers=8) as pool:

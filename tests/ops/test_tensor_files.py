@@ -124,7 +124,7 @@ def test_an_error_leaves_nothing(tmp_path):
 
 
 def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    def full(*_):
+    def full(descriptor, data, at):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)

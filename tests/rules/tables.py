@@ -124,6 +124,9 @@ PASS_THROUGH: Table = {
     "src/memtx/huggingface.py:MemtxForCausalLM._upload_modified_files": ["args", "kwargs"],
     "src/memtx/huggingface.py:MemtxForCausalLM.from_pretrained": ["args", "kwargs"],
     "src/memtx/huggingface.py:MemtxForCausalLM.save_pretrained": ["args", "kwargs"],
+    # torch calls these with its own defaults.
+    "src/memtx/memory/mapped.py:MappedMemoryBank.requires_grad_": ["args", "kwargs"],
+    "src/memtx/memory/offloaded.py:OffloadedMemoryBank._apply": ["args", "kwargs"],
     "src/memtx/models/face.py:Face.forward": ["kwargs"],
     "src/memtx/models/face.py:Face.prepare_inputs_for_generation": ["kwargs"],
     "src/memtx/models/face.py:MemtxConfig.__init__": ["kwargs"],

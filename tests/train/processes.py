@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def torchrun(folder: Path, job: str) -> subprocess.CompletedProcess[str]:
-    """Run `tests.train.worker` in two processes; one that hangs ends in an error after a minute."""
+    """Run `tests.train.worker` in two processes; a hang ends in an error after three minutes."""
     return launch("tests.train.worker", folder=folder, arguments=[job], num_processes=2)
 
 
@@ -34,5 +34,5 @@ def launch(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=180,
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from memtx.context import Context
 from memtx.train import (
     SGD,
     NextTokenLoss,
@@ -107,6 +108,17 @@ def test_blocks_that_run_again_change_no_number(strategy):
     assert set(again.state_dict()) == names
     again.train()(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
     assert twice.count == 13  # the run over, the layers are as they were
+
+
+def test_what_routers_chose_is_noted_once():
+    model = transformer("rolling").train()
+    term = NextTokenLoss(name="text", stream="text", weight=1.0, chunk=1024)
+    callback = RecomputedLayers(layers=model.layers)
+    stream = model.embedding(torch.ones(1, 6, dtype=torch.long))
+    context = Context.plain(stream)
+    with callback.around(Standing(Objective(model=model, terms=[term]))):
+        model.hidden_of(stream, context).sum().backward()
+    assert len(context.routings) == 2
 
 
 def test_one_layer_of_several_can_be_chosen():

@@ -10,11 +10,18 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from memtx.train import AdamW, Float16Autocast, Resume, RunCheckpoints
+from memtx.train import (
+    AdamW,
+    Float16Autocast,
+    LayersAsUnits,
+    Resume,
+    RunCheckpoints,
+    launched_sharded,
+)
 from memtx.train.optimizer import SGD, Adam, AdamW8bit
 from memtx.train.random_state import random_state, set_random_state
 from memtx.train.run_checkpoints import Snapshot
-from memtx.train.run_state import optimizer_state
+from memtx.train.run_state import optimizer_state, place_for
 from memtx.train.together import Together, plain_errors
 from tests.train import tiny
 from tests.train.test_checkpoints import at
@@ -110,6 +117,32 @@ def test_what_an_optimizer_keeps_is_named_after_the_parameter():
         f"model.banks.0.tokens/{key}" for key in ("step", "exp_avg", "exp_avg_sq")
     ]
     assert values == {}
+
+
+def test_a_part_that_cannot_be_told_from_a_whole_is_refused():
+    model = tiny.adapter(model=tiny.base(seed=0))
+    with launched_sharded(
+        units=LayersAsUnits(), param_dtype=None, reduce_dtype=None, reshard_after_forward=True
+    ) as parallelism:
+        parallelism.wrap(model)
+        run = at(model, step=0)
+        run.optimizer.state[model.banks[0].tokens]["codes"] = torch.zeros(3)
+        with pytest.raises(
+            ValueError, match=r"got optimizer='AdamW', parameter='model\.banks\.0.*state='codes';"
+        ):
+            optimizer_state(run)
+        # A number that all processes share is none of a parameter's.
+        run.optimizer.state[model.banks[0].tokens]["codes"] = torch.zeros(())
+        assert list(optimizer_state(run)[0]) == ["model.banks.0.tokens/codes"]
+
+
+def test_state_of_a_parameter_that_is_not_there_is_refused():
+    run = at(tiny.adapter(model=tiny.base(seed=0)), step=0)
+    size, dtype = torch.Size([24, tiny.WIDTH]), torch.float32
+    place = place_for(run, name="model.banks.0.tokens/exp_avg", size=size, dtype=dtype)
+    assert (place.shape, place.dtype) == (size, dtype)
+    with pytest.raises(ValueError, match=r"Resume: .* got state='other/exp_avg'; resume the run"):
+        place_for(run, name="other/exp_avg", size=size, dtype=dtype)
 
 
 def test_work_that_fails_says_in_which_process():

@@ -112,6 +112,18 @@ def test_file_with_one_changed_bit_or_none_at_all_is_found(folder, saved, made):
         shutil.copytree(saved / NEWEST, folder / NEWEST)
 
 
+def test_manifest_of_another_format_is_not_believed(folder, made):
+    path = folder / NEWEST / MANIFEST
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.warns(UserWarning, match=r"manifest\.json is of another format"):
+        assert begun(made, Resume(folder=folder)) == 2
+
+
+def test_run_that_is_done_is_not_done_again(folder, made):
+    saver = RunCheckpoints(folder=folder, every=2, keep=2)
+    assert replace(made, start=Resume(folder=folder), checkpoints=[saver]).run() == []
+
+
 @pytest.mark.parametrize("start", [Resume, ResumeIfAny])
 def test_where_all_are_damaged_nothing_is_resumed_and_nothing_begun_anew(folder, made, start):
     for name in (BEFORE, NEWEST):

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -161,6 +163,35 @@ def test_accumulation_syncs_in_its_last_part_only(model):
 def test_a_stream_that_fails_ends_the_run_with_its_own_error(model):
     with pytest.raises(OSError, match="the disk is gone"):
         diary_of(model, steps=5, every=9, broken=2, accumulation=1)
+
+
+class Asked:
+    """A callback in whose midst the system asks the process to stop."""
+
+    def after_step(self, run, record) -> None:
+        if run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def state_dict(self) -> dict[str, object]:
+        return {}
+
+    def load_state_dict(self, state) -> None:
+        """Nothing."""
+
+
+def test_a_run_that_is_asked_to_stop_fetches_nothing_more(model):
+    diary: list[str] = []
+    told = Told(diary=diary, every=100)
+    trainer = replace(
+        tiny.trainer(model=model, steps=9),
+        streams={"facts": Noted(diary=diary, broken=-1)},
+        callbacks=[Asked()],
+        checkpoints=[told],
+    )
+    with pytest.raises(SystemExit):
+        trainer.run()
+    # The batch at hand is learnt, and the streams stand right behind it.
+    assert diary == ["batch 0", "batch 1", "batch 2", "save 3 3", "close"]
 
 
 def test_counts_are_summed_on_the_cpu_and_means_where_the_model_is(model):

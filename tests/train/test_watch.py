@@ -13,22 +13,16 @@ import torch.distributed as dist
 from memtx.train.watch import Watch
 from tests.train.processes import ROOT
 
+TIMES = {"every": 0.01, "silent": 0.2}
 
-def watch_of(store, rank, end, every=None, silent=None):
-    return Watch(
-        store=store,
-        rank=rank,
-        world_size=3,
-        every=0.01 if every is None else every,
-        silent=0.2 if silent is None else silent,
-        grace=0.0,
-        end=end,
-    )
+
+def watch_of(store, rank, end, times):
+    return Watch(store=store, rank=rank, world_size=3, grace=0.0, end=end, **times)
 
 
 def test_the_first_failure_is_told_to_all():
     store = dist.HashStore()
-    watches = [watch_of(store, rank, print) for rank in range(3)]
+    watches = [watch_of(store, rank, print, TIMES) for rank in range(3)]
     assert [watch.look() for watch in watches] == [None] * 3
     watches[2].tell(ValueError("no room"))
     watches[0].tell(RuntimeError("connection closed"))
@@ -37,7 +31,7 @@ def test_the_first_failure_is_told_to_all():
 
 def test_one_that_gives_no_sign_is_taken_for_dead_by_all():
     store = dist.HashStore()
-    watches = [watch_of(store, rank, print) for rank in range(3)]
+    watches = [watch_of(store, rank, print, TIMES) for rank in range(3)]
     for _ in range(4):
         assert [watch.look() for watch in watches] == [None] * 3
         time.sleep(0.1)
@@ -53,7 +47,7 @@ def test_a_thread_ends_the_process_and_the_store_may_vanish():
             raise RuntimeError("Connection reset\nby a peer")
 
     ended = []
-    watch = watch_of(Gone(), 0, ended.append)
+    watch = watch_of(Gone(), 0, ended.append, TIMES)
     watch.start()
     deadline = time.monotonic() + 5.0
     while not ended and time.monotonic() < deadline:
@@ -63,7 +57,7 @@ def test_a_thread_ends_the_process_and_the_store_may_vanish():
 
 def test_all_stop_together_and_none_is_taken_for_dead():
     store, ended, stopped = dist.HashStore(), [], []
-    watches = [watch_of(store, rank, ended.append) for rank in range(3)]
+    watches = [watch_of(store, rank, ended.append, TIMES) for rank in range(3)]
 
     def stop(rank):
         time.sleep(0.3 * rank)
@@ -84,10 +78,10 @@ def test_all_stop_together_and_none_is_taken_for_dead():
 def test_times_that_leave_no_room_are_refused(every, silent):
     text = f"^Watch: silent must be longer .* got every={every}, silent={silent}; give a process"
     with pytest.raises(ValueError, match=text):
-        watch_of(dist.HashStore(), 0, print, every=every, silent=silent)
+        watch_of(dist.HashStore(), 0, print, {"every": every, "silent": silent})
 
 
-def run_on_two_nodes(job):
+def run_on_two_nodes():
     """Each node has its own torchrun, which knows nothing of the other's processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -100,7 +94,7 @@ def run_on_two_nodes(job):
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2"),
                 *(f"--node_rank={node}", "--nproc_per_node=1", "--master_addr=127.0.0.1"),
-                *(f"--master_port={port}", "-m", "tests.train.watch_worker", job),
+                *(f"--master_port={port}", "-m", "tests.train.watch_worker"),
             ],
             cwd=ROOT,
             env=environment,
@@ -116,18 +110,11 @@ def run_on_two_nodes(job):
             node.kill()
 
 
-@pytest.mark.parametrize(
-    ("job", "why"),
-    [
-        ("raise", "process 1 failed first: RuntimeError: the second process dies"),
-        ("kill", "process 1 gave no sign of life for 3 seconds"),
-    ],
-)
-def test_a_failure_on_another_node_ends_a_process_that_would_wait(job, why):
-    (first, code), (second, other) = run_on_two_nodes(job)
+def test_a_failure_on_another_node_ends_a_process_that_would_wait():
+    (first, code), (second, other) = run_on_two_nodes()
     assert code != 0
     assert other != 0
+    why = "process 1 failed first: RuntimeError: the second process dies"
     assert f"memtx: this process ends, as {why}\n" in first
-    if job == "raise":
-        # torchrun's report at the end names it too.
-        assert "RuntimeError: the second process dies" in second.partition("Root Cause")[2]
+    # torchrun's report at the end names it too.
+    assert "RuntimeError: the second process dies" in second.partition("Root Cause")[2]

@@ -18,6 +18,7 @@ from memtx.blocks import Residual
 from memtx.memory.cross_attention import MemoryCrossAttention
 from memtx.ops.memory_reads import dense_reads
 from memtx.transformer.feed_forward import FeedForward
+from memtx.transformer.head_scales import ScaledHeads, UnitHeads, scaled_heads, unit_heads
 from memtx.transformer.linear import Linear, LowRankLinear
 from memtx.transformer.norm import LayerNorm, RMSNorm
 from memtx.transformer.swiglu import SwiGLU
@@ -143,6 +144,16 @@ def _low_rank_linear(parts: Parts, x: Tensor) -> Tensor:
     return _product(_product(x, _children(parts, "down")), _children(parts, "up"))
 
 
+def _unit_heads(parts: Parts, x: Tensor) -> Tensor:
+    first, mapped = parts[0], _mapped(_children(parts, "projection"), x)
+    return unit_heads(mapped, num_heads=first.num_heads, eps=first.eps)
+
+
+def _scaled_heads(parts: Parts, x: Tensor) -> Tensor:
+    mapped = _mapped(_children(parts, "projection"), x)
+    return scaled_heads(mapped, _along(mapped.float(), _children(parts, "log_scale")))
+
+
 def _rms_norm(parts: Parts, x: Tensor) -> Tensor:
     normed = F.rms_norm(x, (x.shape[-1],), None, parts[0].eps)
     return normed * _along(x, _children(parts, "weight"))
@@ -199,5 +210,7 @@ _MAPS: dict[type, Callable[[Parts, Tensor], Tensor]] = {
     MemoryCrossAttention: _cross_attention,
     RMSNorm: _rms_norm,
     Residual: _residual,
+    ScaledHeads: _scaled_heads,
     SwiGLU: _swiglu,
+    UnitHeads: _unit_heads,
 }

@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from memtx.cli import factories, inspect, plan, verify
+from memtx.cli import factories, inspect, learn, plan, verify
 from memtx.cli.command import CommandError
 
 __all__ = ["CommandError", "main", "parser", "run"]
 
 # A command's file adds its parser, and the function that runs it as the parser's `call`.
-COMMANDS = [plan, inspect, factories, verify]
+COMMANDS = [plan, learn, inspect, factories, verify]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """Datasets as documents, documents as rows, rows as batches, with a position that can be kept."""
 
 from memtx.data.batches import Batches
+from memtx.data.contexts import ContextRows, begin_tokens, pieces_of, read_again, read_on
 from memtx.data.documents import Documents, ShuffleBuffer
 from memtx.data.edits import Edit, EditFields, read_edits
 from memtx.data.encoders import ChatEncoder, TextEncoder, TokensEncoder
@@ -18,6 +19,7 @@ from memtx.data.text import TextRows, read_documents
 __all__ = [
     "Batches",
     "ChatEncoder",
+    "ContextRows",
     "CutLong",
     "Documents",
     "Edit",
@@ -43,9 +45,13 @@ __all__ = [
     "TokenizerTemplate",
     "TokensEncoder",
     "WholeDocuments",
+    "begin_tokens",
     "fact_tokens",
+    "pieces_of",
+    "read_again",
     "read_documents",
     "read_edits",
     "read_facts",
+    "read_on",
     "read_questions",
 ]

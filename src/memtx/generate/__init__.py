@@ -2,6 +2,7 @@
 
 from memtx.generate.freeze import FrozenMemory, freeze_for_inference
 from memtx.generate.greedy import greedy, padding_token
+from memtx.generate.samples import samples
 from memtx.memory.storage import AsProjected, InDtype, InEightBits
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "freeze_for_inference",
     "greedy",
     "padding_token",
+    "samples",
 ]

@@ -10,6 +10,7 @@ from memtx.memory.offloaded import OffloadedMemoryBank
 from memtx.memory.quantized import QuantizedMemoryBank
 from memtx.memory.routed_attention import RoutedMemoryCrossAttention
 from memtx.memory.router import ChapterRouter, Routing
+from memtx.memory.sink import SinkMemoryBank
 from memtx.memory.strategies import PromptRouting, SequenceRouting, TokenRouting
 from memtx.memory.windows import HybridRouting, RollingRouting
 
@@ -29,6 +30,7 @@ __all__ = [
     "RoutedMemoryCrossAttention",
     "Routing",
     "SequenceRouting",
+    "SinkMemoryBank",
     "StandardMemoryBank",
     "TokenRouting",
     "write_bank",

@@ -253,22 +253,36 @@ class MappedMemoryBank(nn.Module):
             destination[f"{prefix}stored.{name}"] = each
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
-        strict, missing, _, errors = rest
         assign = local_metadata.get("assign_to_params_buffers", False)
         given = {}
         for name, each in row_tensors(self.stored, layout=self._layout).items():
             key = f"{prefix}stored.{name}"
             found = state_dict.pop(key, None)
             if found is None:
-                missing += [key] if strict else []
+                missing_keys += [key] if strict else []
             elif found.shape != each.shape:
-                errors.append(f"size mismatch for {key}: {found.shape} where {each.shape} is.")
+                error_msgs.append(f"size mismatch for {key}: {found.shape} where {each.shape} is.")
             else:
                 given[name] = found if assign else found.detach().clone()
         self._hold(given)
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MappedMemoryBank":
         """Copy all but the rows, which are shared."""

@@ -203,7 +203,7 @@ class ChapterRouter(nn.Module):
         if self.strategy.remembers:
             keys, values = here.remember(x[:, None], prompt[:, None, :, None].to(x.dtype))
             seen, prompt = keys[:, 0], values[:, 0, :, 0] > 0
-            if here.cache is not None and not torch.is_grad_enabled():
+            if here.cache is not None and here.place is None and not torch.is_grad_enabled():
                 here.memo[self, "remembered"] = seen, prompt
         marks = self.strategy.marks(here, prompt)
         segments = _segments(marks.piece, strategy=self.strategy, context=here)

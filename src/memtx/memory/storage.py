@@ -59,7 +59,7 @@ class Plain:
         256
     """
 
-    tokens: Float[Tensor, "tokens kv_heads width"]
+    tokens: Float[Tensor, "memory kv_heads width"]
 
     @property
     def nbytes(self) -> int:
@@ -71,11 +71,13 @@ class Plain:
         """True."""
         return True
 
-    def all(self) -> Float[Tensor, "tokens kv_heads width"]:
+    def all(self) -> Float[Tensor, "memory kv_heads width"]:
         """Give them all; nothing is copied."""
         return self.tokens
 
-    def chapters(self, numbers: Tensor, size: int) -> Float[Tensor, "chapters size kv_heads width"]:
+    def chapters(
+        self, numbers: Tensor, size: int
+    ) -> Float[Tensor, "chapters tokens kv_heads width"]:
         """Give the chapters of these numbers.
 
         Args:
@@ -108,8 +110,8 @@ class EightBits:
         (96, torch.Size([4, 2, 8]))
     """
 
-    codes: Int8[Tensor, "tokens kv_heads width"]
-    scales: Float[Tensor, "tokens kv_heads one"]
+    codes: Int8[Tensor, "memory kv_heads width"]
+    scales: Float[Tensor, "memory kv_heads 1"]
 
     @property
     def nbytes(self) -> int:
@@ -121,11 +123,13 @@ class EightBits:
         """False."""
         return False
 
-    def all(self) -> Float[Tensor, "tokens kv_heads width"]:
+    def all(self) -> Float[Tensor, "memory kv_heads width"]:
         """Give them all, in the dtype in which they were made."""
         return self.codes.to(self.scales.dtype) * self.scales
 
-    def chapters(self, numbers: Tensor, size: int) -> Float[Tensor, "chapters size kv_heads width"]:
+    def chapters(
+        self, numbers: Tensor, size: int
+    ) -> Float[Tensor, "chapters tokens kv_heads width"]:
         """Give the chapters of these numbers; the others are not made.
 
         Args:

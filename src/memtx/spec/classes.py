@@ -36,6 +36,7 @@ from memtx.memory import (
     RollingRouting,
     RoutedMemoryCrossAttention,
     SequenceRouting,
+    SinkMemoryBank,
     StandardMemoryBank,
     TokenRouting,
 )
@@ -61,11 +62,13 @@ from memtx.transformer import (
     ReLU,
     RMSNorm,
     RotaryEmbedding,
+    ScaledHeads,
     SelfAttention,
     SquaredReLU,
     SwiGLU,
     TiedHead,
     TokenEmbedding,
+    UnitHeads,
 )
 
 CLASSES: dict[str, type] = {
@@ -106,8 +109,10 @@ CLASSES: dict[str, type] = {
         RotaryEmbedding,
         RoutedMemoryCrossAttention,
         RouterZLoss,
+        ScaledHeads,
         SelfAttention,
         SequenceRouting,
+        SinkMemoryBank,
         SquaredReLU,
         StandardMemoryBank,
         SwiGLU,
@@ -118,6 +123,7 @@ CLASSES: dict[str, type] = {
         TiedHead,
         TokenEmbedding,
         TokenRouting,
+        UnitHeads,
         Zeros,
     )
 }

@@ -5,6 +5,7 @@ from memtx.train.best_checkpoint import BestCheckpoint
 from memtx.train.callbacks import Better, EarlyStopping, ExplodingLoss, Higher, Lower
 from memtx.train.checkpoints import Checkpoints
 from memtx.train.data_parallel import DataParallel
+from memtx.train.distillation import DistillationLoss
 from memtx.train.fully_sharded import FullyShardedDataParallel
 from memtx.train.groups import ParameterGroup, group_table
 from memtx.train.identity import digest
@@ -34,6 +35,7 @@ from memtx.train.terms import LocalityLoss, NextTokenLoss, Objective
 from memtx.train.throughput import PeakMemory, Utilisation, known_peak
 from memtx.train.trainer import Evaluation, Trainer
 from memtx.train.units import LayersAsUnits, ModulesAsUnits
+from memtx.train.written import WrittenTokens, tokens_of_chapters
 
 __all__ = [
     "SGD",
@@ -49,6 +51,7 @@ __all__ = [
     "DataParallel",
     "DelayedCosine",
     "DelayedLinear",
+    "DistillationLoss",
     "EarlyStopping",
     "Evaluation",
     "ExplodingLoss",
@@ -99,6 +102,7 @@ __all__ = [
     "WarmupLinear",
     "WarmupStableDecay",
     "WeightsAndBiases",
+    "WrittenTokens",
     "digest",
     "find_learning_rate",
     "group_table",
@@ -107,4 +111,5 @@ __all__ = [
     "launched_sharded",
     "rows_per_process",
     "sparse_bank_gradients",
+    "tokens_of_chapters",
 ]

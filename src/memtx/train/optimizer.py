@@ -218,9 +218,10 @@ class AdamW8bit:
             got={"sharded": sharded, "devices": devices},
             remedy="use AdamW where parameters are sharded",
         )
-        from bitsandbytes.optim import AdamW8bit as Made
+        from bitsandbytes import optim
 
-        made: torch.optim.Optimizer = Made(
+        library: Any = optim
+        made: torch.optim.Optimizer = library.AdamW8bit(
             _held(groups), betas=self.betas, eps=self.eps, min_8bit_size=self.smallest
         )
         return made

@@ -6,7 +6,6 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import HashStore
 
 from memtx.train.data_parallel import DataParallel
 from memtx.train.fully_sharded import FullyShardedDataParallel
@@ -77,7 +76,8 @@ def _group() -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if _is_alone():
-        dist.init_process_group(backend=backend, store=HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend=backend, store=store, rank=0, world_size=1)
     else:
         dist.init_process_group(backend=backend)
     try:

@@ -174,7 +174,9 @@ class RunCheckpoints:
             OSError: if the last save failed.
         """
         self._wait()
-        failure, self._failure = self._failure, None
+        failure, self._failure, self._failed_before = self._failure, None, False
+        # Another run may use it after this one: it is looked at anew, and has processes of its own.
+        self._looked, self._together = False, None
         if failure is not None:
             raise OSError(self._message(failure)) from failure
 

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -189,4 +190,6 @@ def _set_aside(damaged: list[Path]) -> None:
         aside, number = path.with_name(f"{path.name}.damaged"), 1
         while aside.exists():
             aside, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
-        path.rename(aside)
+        # Where nothing can be renamed, nothing will be saved either.
+        with suppress(OSError):
+            path.rename(aside)

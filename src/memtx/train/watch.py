@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import final
 
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore
 
 from memtx.checks import require
 
@@ -27,38 +26,37 @@ _MEETINGS = itertools.count()
 class Watch:
     """Tells the other processes of a failure here, and ends this one behind a failure there.
 
-        A process that waits for a dead one in a collective of NCCL waits until a timeout that must be
-        long, since a slow step is no failure. So each gives signs of life in the store by which they
-        met, and looks for those of the next one, in a thread of its own.
+    A process that waits for a dead one in a collective of NCCL waits until a timeout that must be
+    long, since a slow step is no failure. So each gives signs of life in the store by which they
+    met, and looks for those of the next one, in a thread of its own.
 
-        Args:
-            store: shared by all processes, by a connection of its own.
-            rank: of this process.
-            world_size: number of processes.
-            every: seconds between looks.
-            silent: seconds without a sign after which a process is taken for dead.
-            grace: seconds in which this process may still end by itself.
-            end: ends this process, and is told why.
+    Args:
+        store: shared by all processes, by a connection of its own.
+        rank: of this process.
+        world_size: number of processes.
+        every: seconds between looks.
+        silent: seconds without a sign after which a process is taken for dead.
+        grace: seconds in which this process may still end by itself.
+        end: ends this process, and is told why.
 
-        Raises:
-            ValueError: if `silent` is not longer than `every`.
+    Raises:
+        ValueError: if `silent` is not longer than `every`.
 
-        Source: the heartbeats of torch's elastic agents, which know of their own node alone.
+    Source: the heartbeats of torch's elastic agents, which know of their own node alone.
 
-        Example:
-            >>> import torch.distributed as dist
-    from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore
-            >>> watch = Watch(store=dist.HashStore(), rank=0, world_size=1, every=0.01, silent=1.0,
-            ...               grace=0.0, end=print)
-            >>> watch.tell(RuntimeError("no room"))
-            >>> watch.look()
-            'process 0 failed first: RuntimeError: no room'
+    Example:
+        >>> import torch.distributed as dist
+        >>> watch = Watch(store=dist.HashStore(), rank=0, world_size=1, every=0.01, silent=1.0,
+        ...               grace=0.0, end=print)
+        >>> watch.tell(RuntimeError("no room"))
+        >>> watch.look()
+        'process 0 failed first: RuntimeError: no room'
     """
 
     def __init__(
         self,
         *,
-        store: Store,
+        store: dist.Store,  # type: ignore[name-defined]
         rank: int,
         world_size: int,
         every: float,
@@ -139,9 +137,9 @@ class Watch:
 def watched() -> Iterator[None]:
     """Watch the processes that `torchrun` started, for a block; every process must enter it."""
     # A program may meet several times, and be started again: each time its signs are new.
-    store = PrefixStore(
+    store = dist.PrefixStore(  # type: ignore[attr-defined]
         f"memtx/watch/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_MEETINGS)}",
-        TCPStore(
+        dist.TCPStore(  # type: ignore[attr-defined]
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
@@ -162,7 +160,8 @@ def watched() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not (isinstance(error, SystemExit) and error.code in (0, None)):
+        # 143 is how a run ends that was asked to stop: nothing failed.
+        if not (isinstance(error, SystemExit) and error.code in (0, None, 143)):
             _report(error, watch=watch)
         raise
     watch.stop()

@@ -2,6 +2,7 @@
 
 from memtx.transformer.embedding import TiedHead, TokenEmbedding
 from memtx.transformer.feed_forward import GELU, FeedForward, ReLU, SquaredReLU
+from memtx.transformer.head_scales import ScaledHeads, UnitHeads
 from memtx.transformer.linear import Linear, LowRankLinear
 from memtx.transformer.norm import LayerNorm, RMSNorm
 from memtx.transformer.positions import NoPositions, RotaryEmbedding
@@ -18,9 +19,11 @@ __all__ = [
     "RMSNorm",
     "ReLU",
     "RotaryEmbedding",
+    "ScaledHeads",
     "SelfAttention",
     "SquaredReLU",
     "SwiGLU",
     "TiedHead",
     "TokenEmbedding",
+    "UnitHeads",
 ]

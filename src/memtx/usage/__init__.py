@@ -9,10 +9,12 @@ from memtx.usage.effects import (
     memory_off,
 )
 from memtx.usage.nearest import NearTokens, Snippet, alike_tokens, snippets, written_tokens
+from memtx.usage.particular import most_particular, read_counts
 from memtx.usage.reads import Passage, Reads, overlap
 from memtx.usage.recording import Recording, record_reads
 from memtx.usage.removal import delete_chapters, without_chapters
 from memtx.usage.routers import ChapterUsage, RoutingStatistics, watch_routing
+from memtx.usage.states import centres, evenly_spaced, text_states
 
 __all__ = [
     "ChapterEffect",
@@ -26,13 +28,18 @@ __all__ = [
     "Snippet",
     "alike_tokens",
     "answer_log_probability",
+    "centres",
     "chapter_effects",
     "compare_next_tokens",
     "delete_chapters",
+    "evenly_spaced",
     "memory_off",
+    "most_particular",
     "overlap",
+    "read_counts",
     "record_reads",
     "snippets",
+    "text_states",
     "watch_routing",
     "without_chapters",
     "written_tokens",

@@ -15,6 +15,7 @@ from memtx.memory import (
     FactorizedMemoryBank,
     QuantizedMemoryBank,
     ReducedDimMemoryBank,
+    SinkMemoryBank,
     StandardMemoryBank,
 )
 from memtx.transformer import Linear, LowRankLinear
@@ -42,6 +43,8 @@ def smaller_bank(bank: Any, kept: Tensor) -> Any:
     """
     if isinstance(bank, QuantizedMemoryBank):
         return _smaller_quantized(bank, kept)
+    if isinstance(bank, SinkMemoryBank):
+        return _smaller_behind_sinks(bank, kept)
     _require_known(bank, what="bank")
     if isinstance(bank, FactorizedMemoryBank):
         require(
@@ -112,6 +115,24 @@ def _with_rows(part: Any, kept: Tensor, *, count: str) -> Any:
         if tensor is not None:
             data = _rows(tensor.detach(), kept) if name in rows else tensor.detach().clone()
             smaller._parameters[name] = nn.Parameter(data, requires_grad=tensor.requires_grad)
+    return smaller
+
+
+def _smaller_behind_sinks(bank: SinkMemoryBank, kept: Tensor) -> SinkMemoryBank:
+    """Take memory tokens out of the bank behind the empty ones, or some of these."""
+    learned = kept[kept >= bank.num_sinks]
+    num_sinks = len(kept) - len(learned)
+    require(
+        ok=num_sinks > 0 and len(learned) > 0,
+        owner=OWNER,
+        rule="of a bank with sinks an empty memory token and another must be left",
+        got={"sinks left": num_sinks, "others left": len(learned)},
+        remedy="delete chapters behind the empty tokens, which come first",
+    )
+    smaller = SinkMemoryBank(
+        num_sinks=num_sinks, stored=smaller_bank(bank.stored, learned - bank.num_sinks)
+    )
+    smaller.training = bank.training
     return smaller
 
 

@@ -29,9 +29,12 @@ def log(folder, *, begin, steps):
 
 def runs(folder):
     """Run id, name, configuration and history of each file, in the order of writing."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
+    # The service writes behind the end of a run; it has written all when it ends itself.
+    wandb.teardown()
     found = []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime):
         store, run, history = DataStore(), None, []

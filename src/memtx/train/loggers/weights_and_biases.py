@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -85,11 +86,15 @@ class WeightsAndBiases:
         kept = self.folder / ID_FILE
         if step == 0 or not kept.exists():
             kept.write_text(secrets.token_hex(4), encoding="utf-8")
+        own = kept.read_text(encoding="utf-8")
+        # wandb names a folder by id and second: two within one second would be one.
+        while [*self.folder.glob(f"wandb/*run-{time.strftime('%Y%m%d_%H%M%S')}-{own}")]:
+            time.sleep(0.05)
         self._run = wandb.init(
             project=self.project,
             name=self.name,
             dir=str(self.folder),
-            id=kept.read_text(encoding="utf-8"),
+            id=own,
             resume="allow" if self.mode == "online" else None,
             mode="online" if self.mode == "online" else "offline",
             config=dict(self.config),

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from memtx.checks import require, require_positive
-from memtx.data import Fact
+from memtx.data import Fact, fact_tokens
 from memtx.modes import evaluating
 from memtx.usage.effects import (
     answer_log_probability,
@@ -21,7 +21,7 @@ from memtx.usage.report.words import Words, pieces_of
 
 OWNER = "inspect_texts"
 TOP = 5  # next tokens that are shown
-EFFECTS = 16  # chapters that are taken out, one by one
+EFFECTS = 16  # chapters that are taken out at most, one by one
 DEAD = 0.01  # a weight that counts as reading a chapter
 _MANY = 20_000  # tokens times readers, from where fewer weights of each are kept
 
@@ -46,8 +46,8 @@ def inspect_texts(
         title: of the report.
         tokens_per_chapter: memory tokens of a chapter of a bank that is read densely.
         max_length: tokens of a text that are read; the rest is left out, and said to be.
-        fact: prompt and answer that are asked for without each of the most read chapters; None
-            asks nothing.
+        fact: prompt and answer that are asked for without each of the chapters that they read
+            most; None asks nothing.
         bank: number of the bank these chapters are in.
 
     Raises:
@@ -206,14 +206,24 @@ def _compared(model: Any, ids: Sequence[int], words: Words) -> dict[str, Any]:
 def _effects(
     model: Any, tokenizer: Any, readers: list[dict[str, Any]], *, fact: Fact, bank: int
 ) -> dict[str, Any]:
-    first = next(each for each in readers if each["bank"] == bank)
+    own = [each for each in readers if each["bank"] == bank]
+    size, shared = own[0]["tokens_per_chapter"], own[0]["shared"]
+    prompt, answer = fact_tokens(tokenizer, fact)
+    reads = _recorded(model, prompt + answer, tokens_per_chapter=size)
+    load = torch.stack([reads[each["name"]].load for each in own]).sum(dim=0)
+    most = load.argsort(descending=True, stable=True)[:EFFECTS]
     given = {"model": model, "tokenizer": tokenizer, "fact": fact}
     with memory_off(model):
         off = answer_log_probability(**given)
     found = chapter_effects(
         bank=model.banks[bank],
-        chapters=sorted(first["order"][:EFFECTS]) if len(first["order"]) > 1 else [],
-        tokens_per_chapter=first["tokens_per_chapter"],
+        # The last one that could be chosen cannot be taken out.
+        chapters=[
+            int(each)
+            for each in most
+            if load[each] > 0.0 and (each < shared or len(load) - shared > 1) and len(load) > 1
+        ],
+        tokens_per_chapter=size,
         **given,
     )
     return {
@@ -222,7 +232,9 @@ def _effects(
         "bank": bank,
         "whole": answer_log_probability(**given),
         "off": off,
-        "chapters": [[each.chapter, each.change] for each in found],
+        "chapters": [
+            [each.chapter, each.change] for each in sorted(found, key=lambda each: each.change)
+        ],
     }
 
 

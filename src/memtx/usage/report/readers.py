@@ -35,6 +35,7 @@ def reader_of(
         "label": _label(model, name),
         "bank": next(n for n, bank in enumerate(model.banks) if bank is part.bank),
         "routed": hasattr(part, "router"),
+        "shared": part.router.num_shared_chapters if hasattr(part, "router") else 0,
         "said": _said(model, name, recorded, chapters=found["order"][:SAID_CHAPTERS], words=words),
         **found,
     }
@@ -53,7 +54,7 @@ def together(
         recorded: what each text read, by reader.
         at_least: the weight that counts as reading a chapter.
     """
-    kinds = {(each["bank"], each["tokens_per_chapter"]) for each in readers}
+    kinds = {(each["bank"], each["tokens_per_chapter"], each["shared"]) for each in readers}
     if len(readers) == 1 or len(kinds) != 1:
         return None
     means = []
@@ -72,7 +73,8 @@ def together(
             )
         )
     label = f"all {len(readers)} readers, mean"
-    return {"label": label, "bank": readers[0]["bank"], **_told(means, at_least=at_least)}
+    alike = {key: readers[0][key] for key in ("bank", "shared")}
+    return {"label": label, **alike, **_told(means, at_least=at_least)}
 
 
 def numbers_of(model: Any) -> str:

@@ -43,6 +43,8 @@ function mean(all) {
   });
 }
 const reader = () => data.readers[state.reader] || data.mean;
+// The chapter that a token read most; shared chapters are read by all, and tell nothing of it.
+const main = (entries) => entries.find((each) => each[0] >= reader().shared);
 const share = (entries, chapter) => (entries.find((each) => each[0] === chapter) || [0, 0])[1];
 
 function colourOf(chapter) {
@@ -72,9 +74,9 @@ function colourText() {
   const text = data.texts[state.text], entries = reads(state.text), nodes = $("text").children;
   const changing = state.colour === "change" && state.chapter === null;
   const peak = changing ? Math.max(...text.divergence, 1e-9)
-    : Math.max(...entries.map((each) => state.chapter === null ? (each[0] || [0, 0])[1] : share(each, state.chapter)), 1e-9);
+    : Math.max(...entries.map((each) => state.chapter === null ? (main(each) || [0, 0])[1] : share(each, state.chapter)), 1e-9);
   for (let place = 0; place < nodes.length; place++) {
-    const top = entries[place][0];
+    const top = main(entries[place]);
     let label = `${shown(text.pieces[place])}, token ${place + 1}`;
     if (changing) {
       paint(nodes[place], "var(--change)", text.divergence[place] / peak);
@@ -90,7 +92,7 @@ function colourText() {
   $("legend").textContent = changing
     ? `Stronger colour: the next-token distribution is further from that without memory (at most ${peak.toFixed(2)} nats).`
     : state.chapter === null
-      ? `The colour is the chapter that a token read most, stronger the more it read (at most ${percent(peak)}).`
+      ? `The colour is the chapter that a token read most${reader().shared ? ", shared ones left out" : ""}, stronger the more it read (at most ${percent(peak)}).`
       : `Stronger colour: the token read more of chapter ${state.chapter} (at most ${percent(peak)}).`;
 }
 
@@ -242,7 +244,7 @@ $("text").addEventListener("keydown", (event) => {
   if (event.key in moves) { event.preventDefault(); chooseToken(moves[event.key](), true); }
   else if (event.key === "Enter" || event.key === " ") {
     event.preventDefault();
-    const top = reads(state.text)[state.token][0];
+    const top = main(reads(state.text)[state.token]);
     if (top) chooseChapter(state.chapter === top[0] ? null : top[0]);
   } else if (event.key === "Escape") chooseChapter(null);
 });

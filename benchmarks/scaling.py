@@ -7,7 +7,7 @@ Every step is one of memtx's `Trainer`, on `--rows` rows of 1,024 random tokens 
 N processes do N times the work of one, and `efficiency` is the time of a step of the first process
 alone over that of all of them, which is their tokens per second over N times its own. The first
 process runs alone first, while the others wait. Matrix products are in bfloat16, by autocast, or
-with `-bf16` by gathering the parameters in bfloat16. Nothing is compiled. `peak_gib` is of what
+with `-bf16` by gathering the parameters in bfloat16. Blocks are not compiled. `peak_gib` is of what
 torch allocated in the first process.
 
 Two checks are records too. `shared-bank-gradient` is the largest difference of any gradient of a

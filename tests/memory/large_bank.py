@@ -1,6 +1,6 @@
 """A bank larger than what its process ever holds; run by `test_mapped.py` in a process of its own.
 
-    python -m tests.memory.large_bank FOLDER
+python -m tests.memory.large_bank FOLDER
 """
 
 import resource
@@ -125,8 +125,8 @@ def main(folder):
             again = load(folder / "model").eval()
             assert again.banks[0].in_file
             assert torch.equal(again(input_ids=ids).logits, wanted)
-            for start in range(0, NUM, NUM // 64):  # a read here and there, and everything kept
-                again.banks[0].rows(torch.arange(start, start + 4 * CHAPTER))
+            for start in range(0, NUM, PIECE):  # all of it, and nothing more is kept
+                again.banks[0].rows(torch.arange(start, start + PIECE))
         growth = peak_mib() - before
     finally:
         path.unlink(missing_ok=True)

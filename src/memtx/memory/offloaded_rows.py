@@ -1,6 +1,6 @@
 """How the rows of a bank lie in its tensors, and how memory tokens are made of some of them."""
 
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +15,7 @@ from memtx.memory.quantized import QuantizedMemoryBank
 Store = dict[str, Tensor]
 
 
+@runtime_checkable
 class RowLayout(Protocol):
     """Which tensors of a bank hold its rows, and what is made of them."""
 

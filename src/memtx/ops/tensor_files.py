@@ -36,6 +36,8 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ORDER = list(DTYPES)
 # Bytes that are written at a time.
 _PIECE = 2**24
+# Linux maps so many bytes around one that is looked at: all of them are given back together.
+_AROUND = max(2**16, mmap.PAGESIZE)
 # Where the files that are read in place begin in memory.
 _MAPS: "weakref.WeakValueDictionary[int, mmap.mmap]" = weakref.WeakValueDictionary()
 
@@ -278,9 +280,9 @@ def release(tensor: Tensor) -> None:
 def _advise(tensor: Tensor, advice: str) -> None:
     for memory, start in _places(tensor):
         if hasattr(memory, "madvise"):
-            page = start // mmap.PAGESIZE * mmap.PAGESIZE
-            size = start - page + tensor.numel() * tensor.element_size()
-            memory.madvise(getattr(mmap, advice), page, size)
+            first = start // _AROUND * _AROUND
+            end = -(-(start + tensor.numel() * tensor.element_size()) // _AROUND) * _AROUND
+            memory.madvise(getattr(mmap, advice), first, min(end, len(memory)) - first)
 
 
 def _places(tensor: Tensor) -> Iterator[tuple[mmap.mmap, int]]:

@@ -6,10 +6,11 @@ import re
 import pytest
 import torch
 
-from memtx.usage import record_reads
+from memtx.usage import delete_chapters, record_reads
 from memtx.usage.report import inspect_texts, render, summary, write_report
 from memtx.usage.report.words import pieces_of, word_of
 from tests.adapters.bases import logits
+from tests.routing import CHAPTERS, TOKENS
 from tests.usage.report.pages import TEXTS, Page, dense, inspection, routed
 from tests.usage.words import tokenizer
 
@@ -87,6 +88,15 @@ def test_a_mean_is_told_of_readers_of_one_bank_and_chapters_are_taken_out():
     assert list(changes) == sorted(changes)
     assert found["effects"]["whole"] != found["effects"]["off"]
     assert found["readers"][0]["label"] == "layer 0, after mlp"
+
+
+def test_the_last_chapter_that_can_be_chosen_is_not_taken_out():
+    model, _ = routed()
+    gone = list(range(2, CHAPTERS))
+    delete_chapters(model, bank=model.banks[0], chapters=gone, tokens_per_chapter=TOKENS)
+    found = inspection(model, TOKENS, {"one": "w2 w3"})
+    assert [chapter for chapter, _ in found["effects"]["chapters"]] == [0]
+    assert [each["shared"] for each in found["readers"]] == [1, 1]
 
 
 def given(changes):

@@ -117,7 +117,7 @@ class WeightsAndBiases:
         self._run.log(dict(record), step=int(record["step"]))
 
     def close(self) -> None:
-        """Finish: everything is on disk, and sent if online."""
+        """Finish; wandb writes what is left before the process ends, and sends it if online."""
         if self._run is not None:
             self._run.finish()
             self._run = None

@@ -1,0 +1,1 @@
+"""Measurements of what a memory learns, and of what it does to the rest."""

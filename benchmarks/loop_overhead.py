@@ -10,6 +10,7 @@ besides (fetching and moving batches, sums over processes, clipping, looking for
 not finite, records, loggers) is the difference:
 
 - `overhead_percent`: of the trainer's step, what the bare loop does not take.
+- `overhead_percent_clipped`: the same beside a bare loop that clips the gradient as the trainer does.
 - `outside_percent`: on a CPU also by the clock inside one run: of the trainer's step, what is
   neither forward and backward nor the optimizer. Noise of the machine is in both parts alike.
 
@@ -186,11 +187,13 @@ def by_trainer(trainer: Trainer, *, setting: Setting) -> tuple[float, float]:
     return watch.seconds() / setting.steps, watch.spent_inside / setting.steps
 
 
-def by_hand(trainer: Trainer, *, setting: Setting) -> float:
+def by_hand(trainer: Trainer, *, setting: Setting, clips: bool) -> float:
     """Give the seconds of a step of the bare loop over batches that are on the device."""
     objective, device = trainer.objective, trainer.parallelism.device
     optimizer = trainer.optimizer.make(trainer.groups)
     weights = torch.tensor([*objective.weights.values()], device=device)
+    parallelism = SingleProcess(device=device)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     steps = setting.warmup + setting.steps
     batches, counts = [], []
     for _ in range(steps):
@@ -205,6 +208,8 @@ def by_hand(trainer: Trainer, *, setting: Setting) -> float:
         with trainer.precision.context(device):
             shares = objective(batches[number]) / counts[number]
         (weights * shares).sum().backward()
+        if clips:
+            parallelism.clip(trained, trainer.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return (settle(device) - started) / setting.steps
@@ -214,7 +219,7 @@ def measure(name: str, *, compose: Callable[[], Trainer], setting: Setting) -> l
     """Train one stack both ways in turns."""
     trainer = compose()
     device = trainer.parallelism.device
-    loop, bare, inside, peaks = [], [], [], {}
+    loop, bare, clipped, inside, peaks = [], [], [], [], {}
     for _ in range(setting.rounds):
         forget_peak(device)
         seconds, within = by_trainer(trainer, setting=setting)
@@ -222,11 +227,14 @@ def measure(name: str, *, compose: Callable[[], Trainer], setting: Setting) -> l
         loop.append(seconds)
         inside.append(1.0 - within / seconds)
         forget_peak(device)
-        bare.append(by_hand(trainer, setting=setting))
+        bare.append(by_hand(trainer, setting=setting, clips=False))
         peaks["bare"] = peak_gib(device)
+        clipped.append(by_hand(trainer, setting=setting, clips=True))
     case = f"{name}, {setting.case}"
-    pairs = [one / other for one, other in zip(loop, bare, strict=True)]
-    ratio = statistics.median(pairs)
+    ratio, beside_clipped = (
+        statistics.median(one / other for one, other in zip(loop, others, strict=True))
+        for others in (bare, clipped)
+    )
     record: Record = {
         "case": case,
         "variant": "memtx",
@@ -234,6 +242,7 @@ def measure(name: str, *, compose: Callable[[], Trainer], setting: Setting) -> l
         "peak_gib": peaks["memtx"],
         "ratio": ratio,
         "overhead_percent": 100.0 * (1.0 - 1.0 / ratio),
+        "overhead_percent_clipped": 100.0 * (1.0 - 1.0 / beside_clipped),
         "limit_percent": setting.limit_percent,
         "steps": setting.steps,
         "rounds": setting.rounds,
@@ -246,7 +255,12 @@ def measure(name: str, *, compose: Callable[[], Trainer], setting: Setting) -> l
         "milliseconds": 1000.0 * statistics.median(bare),
         "peak_gib": peaks["bare"],
     }
-    return [record, other]
+    third = {
+        **other,
+        "variant": "bare-clipped",
+        "milliseconds": 1000.0 * statistics.median(clipped),
+    }
+    return [record, other, third]
 
 
 def trainers(device: torch.device, *, folder: Path) -> dict[str, Callable[[], Trainer]]:
@@ -286,8 +300,8 @@ def table(records: list[Record]) -> str:
         clock = "" if by_clock is None else f", {by_clock:.2f}% by the clock inside"
         lines.append(
             f"{record['case']:<32}{record['milliseconds']:>10.1f} ms a step, "
-            f"{record['overhead_percent']:.2f}% beside the bare loop{clock} "
-            f"(limit {record['limit_percent']:.0f}%)"
+            f"{record['overhead_percent']:.2f}% beside the bare loop, "
+            f"{record['overhead_percent_clipped']:.2f}% beside one that clips{clock} (limit {record['limit_percent']:.0f}%)"
         )
     return "\n".join(lines)
 
@@ -302,9 +316,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, compose in trainers(device, folder=Path(folder)).items():
             records += measure(name, compose=compose, setting=setting)
-            print(table(records[-2:]), flush=True)
+            print(table(records[-3:]), flush=True)
+    name = NAME if device.type == "cuda" else f"{NAME}_cpu"
     path = write_records(
-        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records
+        folder=options.output, name=name, device=device, libraries=LIBRARIES, records=records
     )
     print(path)
 

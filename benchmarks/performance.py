@@ -24,6 +24,7 @@ EXTRA = {
     "update_milliseconds": "update, ms",
     "ratio_to_control": "over control",
     "overhead_percent": "overhead, %",
+    "overhead_percent_clipped": "beside clipping, %",
     "outside_percent": "outside, %",
     "floor_milliseconds": "floor, ms",
     "bank_gib": "bank, GiB",

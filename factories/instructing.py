@@ -108,6 +108,30 @@ def conversations_to_ask(
     )
 
 
+def background(
+    documents: list[str], *, tokenizer: Any, length: int, batch_size: int, seed: int
+) -> Batches:
+    """Give rows of the text that the memory is held to."""
+    return Batches(
+        rows=TextRows(documents=documents, tokenizer=tokenizer, length=length),
+        batch_size=batch_size,
+        seed=seed,
+        pad_token_id=padding_token(tokenizer),
+    )
+
+
+def forgetting(adapter: MemoryAdapter, *, tokenizer: Any, course: Course) -> TextEvaluation:
+    """Measure four times what the memory does to text that it was not shown."""
+    return TextEvaluation(
+        model=adapter,
+        tokenizer=tokenizer,
+        documents=course.held_out,
+        max_length=course.row_length,
+        batch_size=8,
+        every=max(1, course.steps // 4),
+    )
+
+
 def instructor(
     *,
     adapter: MemoryAdapter,
@@ -143,13 +167,12 @@ def instructor(
                 batch_size=share,
                 seed=seed,
             ),
-            "background": Batches(
-                rows=TextRows(
-                    documents=course.background, tokenizer=tokenizer, length=course.row_length
-                ),
+            "background": background(
+                course.background,
+                tokenizer=tokenizer,
+                length=course.row_length,
                 batch_size=share,
                 seed=seed + 1,
-                pad_token_id=padding_token(tokenizer),
             ),
         },
         groups=memory_groups(adapter, learning_rate=3e-3),
@@ -163,16 +186,7 @@ def instructor(
         steps=course.steps,
         accumulation=1,
         clip_norm=1.0,
-        evaluations=[
-            TextEvaluation(
-                model=adapter,
-                tokenizer=tokenizer,
-                documents=course.held_out,
-                max_length=course.row_length,
-                batch_size=8,
-                every=max(1, course.steps // 4),
-            )
-        ],
+        evaluations=[forgetting(adapter, tokenizer=tokenizer, course=course)],
         callbacks=[],
         checkpoints=[RunCheckpoints(folder=folder / "run", every=100, keep=2)],
         loggers=loggers if parallelism.rank == 0 else [],

@@ -28,6 +28,7 @@ from memtx.train import (
     ResumeIfAny,
     RouterHealth,
     RunCheckpoints,
+    Saver,
     SingleProcess,
     Trainer,
     WarmupStableDecay,
@@ -70,6 +71,34 @@ def corpus(
         batch_size=batch_size,
         pad_token_id=padding_token(tokenizer),
     )
+
+
+def held_out_loss(
+    model: Stack, *, plan: Plan, documents: list[str], tokenizer: Any
+) -> TextEvaluation:
+    """Measure the loss on documents that are not trained on."""
+    return TextEvaluation(
+        model=model,
+        tokenizer=tokenizer,
+        documents=documents,
+        max_length=plan.row_length,
+        batch_size=8,
+        every=plan.every,
+    )
+
+
+def checkpoints(model: Stack, *, plan: Plan, folder: Path) -> list[Saver]:
+    """Save the whole run to go on from, and the model that does best on what is held out."""
+    return [
+        RunCheckpoints(folder=folder / "run", every=plan.every, keep=2),
+        BestCheckpoint(
+            model=model,
+            folder=folder / "best",
+            number="held_out",
+            better=Lower(by=0.0),
+            every=plan.every,
+        ),
+    ]
 
 
 def streamer(
@@ -118,32 +147,14 @@ def streamer(
         steps=plan.steps,
         accumulation=1,
         clip_norm=1.0,
-        evaluations=[
-            TextEvaluation(
-                model=model,
-                tokenizer=tokenizer,
-                documents=held_out,
-                max_length=plan.row_length,
-                batch_size=8,
-                every=plan.every,
-            )
-        ],
+        evaluations=[held_out_loss(model, plan=plan, documents=held_out, tokenizer=tokenizer)],
         callbacks=[
             ExplodingLoss(factor=3.0, window=20),
             RouterHealth(
                 model=model, every=plan.every, min_choices=10.0, min_entropy=0.5, remedies=[]
             ),
         ],
-        checkpoints=[
-            RunCheckpoints(folder=folder / "run", every=plan.every, keep=2),
-            BestCheckpoint(
-                model=model,
-                folder=folder / "best",
-                number="held_out",
-                better=Lower(by=0.0),
-                every=plan.every,
-            ),
-        ],
+        checkpoints=checkpoints(model, plan=plan, folder=folder),
         loggers=loggers if parallelism.rank == 0 else [],
     )
 

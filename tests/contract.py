@@ -36,8 +36,10 @@ from memtx import (
     RMSNorm,
     RollingRouting,
     RoutedMemoryCrossAttention,
+    ScaledHeads,
     SelfAttention,
     SequenceRouting,
+    SinkMemoryBank,
     Site,
     SquaredReLU,
     StandardMemoryBank,
@@ -47,6 +49,7 @@ from memtx import (
     TiedHead,
     TokenEmbedding,
     TokenRouting,
+    UnitHeads,
 )
 from memtx.interfaces import Branch, DistantBank, MemoryBank, Norm, Projection, Sublayer
 from memtx.memory import Routing
@@ -105,6 +108,8 @@ LOGITS = (2, 3, VOCABULARY)
 CONTRACTS = [
     line(Linear, lambda: {"in_features": 6, "out_features": 4, "bias": True, "init": Normal(std=0.3)}, (2, 3, 6), (2, 3, 4), Projection),  # noqa: E501
     line(LowRankLinear, lambda: {"in_features": 6, "out_features": 4, "rank": 2, "init": Normal(std=0.3)}, (5, 6), (5, 4), Projection),  # noqa: E501
+    line(UnitHeads, lambda: {"projection": linear(6, 4), "num_heads": 2, "eps": 1e-6}, (2, 3, 6), (2, 3, 4), Projection),  # noqa: E501
+    line(ScaledHeads, lambda: {"projection": linear(6, 4), "num_heads": 2, "scale": 4.0}, (2, 3, 6), (2, 3, 4), Projection),  # noqa: E501
     line(RMSNorm, lambda: {"dim": 8, "eps": 1e-5}, STREAM, STREAM, Norm),
     line(LayerNorm, lambda: {"dim": 8, "eps": 1e-5}, STREAM, STREAM, Norm),
     line(SwiGLU, lambda: {"gate_proj": linear(8, 12), "up_proj": linear(8, 12), "down_proj": linear(12, 8)}, STREAM, STREAM, Sublayer),  # noqa: E501
@@ -126,6 +131,7 @@ CONTRACTS = [
     line(MappedMemoryBank, lambda: {"stored": bank_of(8, 4), "tokens_per_chapter": 2, "num_resident_chapters": 4}, None, (8, 4), DistantBank),  # noqa: E501
     line(MappedMemoryBank, lambda: {"stored": ReducedDimMemoryBank(num_memory_tokens=8, rank=4, init=Normal(std=1.0)), "tokens_per_chapter": 4, "num_resident_chapters": 2}, None, (8, 4), DistantBank),  # noqa: E501
     line(MappedMemoryBank, lambda: {"stored": FactorizedMemoryBank(num_memory_tokens=8, dim=4, rank=2, init=Normal(std=1.0)), "tokens_per_chapter": 2, "num_resident_chapters": 4}, None, (8, 4), DistantBank),  # noqa: E501
+    line(SinkMemoryBank, lambda: {"num_sinks": 2, "stored": bank_of(7, 4)}, None, (9, 4), MemoryBank),  # noqa: E501
     line(MemoryCrossAttention, lambda: read_arguments(8), STREAM, STREAM, Sublayer),
     line(ChapterRouter, lambda: router_arguments(SequenceRouting()), STREAM, (2, 1, 4), None),
     line(ChapterRouter, lambda: router_arguments(RollingRouting(window=2)), STREAM, (2, 2, 4), None),  # noqa: E501

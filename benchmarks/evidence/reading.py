@@ -10,7 +10,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,31 +38,28 @@ class Case:
 
     bank: Callable[[], nn.Module]
     reading: Callable[[], small.Projections]
+    layers: list[int]
     steps: int
     locality_weight: float
 
 
+PLAIN = Case(
+    bank=small.plain_bank,
+    reading=small.plain_reading,
+    layers=small.ALL_LAYERS,
+    steps=150,
+    locality_weight=2.0,
+)
+UNIT = replace(PLAIN, bank=lambda: small.bank_with_sinks(512), reading=small.unit_reading)
 CASES: dict[str, Case] = {
-    "plain": Case(
-        bank=small.plain_bank, reading=small.plain_reading, steps=150, locality_weight=2.0
+    "plain": PLAIN,
+    "sharp and sinks": replace(
+        PLAIN, bank=lambda: small.bank_with_sinks(64), reading=small.sharp_reading
     ),
-    "sharp and sinks": Case(
-        bank=lambda: small.bank_with_sinks(64),
-        reading=small.sharp_reading,
-        steps=150,
-        locality_weight=2.0,
-    ),
-    "unit and sinks": Case(
-        bank=lambda: small.bank_with_sinks(512),
-        reading=small.unit_reading,
-        steps=150,
-        locality_weight=2.0,
-    ),
-    "unit and sinks, recipe": Case(
-        bank=lambda: small.bank_with_sinks(512),
-        reading=small.unit_reading,
-        steps=600,
-        locality_weight=4.0,
+    "unit and sinks": UNIT,
+    "unit and sinks, longer": replace(UNIT, steps=600, locality_weight=4.0),
+    "unit and sinks, upper layers, longer": replace(
+        UNIT, layers=small.UPPER_LAYERS, steps=600, locality_weight=4.0
     ),
 }
 
@@ -75,17 +72,18 @@ def measured(folder: Path, *, name: str, seed: int) -> Record:
     edits = read_edits(folder / "facts" / "counterfact-1k.json", FIELDS, num_edits=FACTS)
     facts = [Fact(prompt=edit.prompt, answer=edit.target_new) for edit in edits]
     documents, held_out = small.stories(folder)
-    adapter = small.memory(base, bank=case.bank(), reading=case.reading)
+    adapter = small.memory(base, bank=case.bank(), reading=case.reading, layers=case.layers)
     before = small.story_loss(base, tokenizer, held_out)
     started = time.perf_counter()
     small.teach(
         adapter,
         tokenizer=tokenizer,
-        facts=facts,
+        facts={"facts": facts},
+        terms=[small.facts_term("facts")],
         documents=documents,
         steps=case.steps,
         locality_weight=case.locality_weight,
-        reading_rate=small.LEARNING_RATE,
+        rates=(small.LEARNING_RATE, small.LEARNING_RATE),
         callbacks=[],
         seed=seed,
     )
@@ -97,6 +95,7 @@ def measured(folder: Path, *, name: str, seed: int) -> Record:
         "method": name,
         "facts": FACTS,
         "seed": seed,
+        "layers": case.layers,
         "steps": case.steps,
         "locality_weight": case.locality_weight,
         "recall": known.num_recalled / known.num_facts,

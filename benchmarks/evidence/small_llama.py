@@ -1,7 +1,7 @@
 """The small Llama, facts to teach it, stories to keep, and memories that are read differently."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,10 @@ from memtx.train import (
     Trainer,
     WarmupCosine,
 )
+from memtx.train.terms import Term
 
-DIM, DEPTH, NUM_HEADS = 64, 5, 2
+DIM, NUM_HEADS = 64, 2
+ALL_LAYERS, UPPER_LAYERS = [0, 1, 2, 3, 4], [2, 3, 4]
 HEAD_DIM = DIM // NUM_HEADS
 HELD_OUT = 100
 LENGTH = 96
@@ -99,8 +101,14 @@ def bank_with_sinks(num_sinks: int) -> SinkMemoryBank:
     return SinkMemoryBank(num_sinks=num_sinks, stored=plain_bank())
 
 
-def memory(base: nn.Module, *, bank: nn.Module, reading: Callable[[], Projections]) -> MemoryAdapter:
-    """Read a bank in every layer."""
+def memory(
+    base: nn.Module,
+    *,
+    bank: nn.Module,
+    reading: Callable[[], Projections],
+    layers: Sequence[int],
+) -> MemoryAdapter:
+    """Read a bank after the attention of some layers."""
 
     def recall() -> Residual:
         q_proj, k_proj = reading()
@@ -123,69 +131,71 @@ def memory(base: nn.Module, *, bank: nn.Module, reading: Callable[[], Projection
         banks=[bank],
         insertions=[
             Insertion(layer=layer, site=Site.AFTER_ATTENTION, sublayers=[recall()])
-            for layer in range(DEPTH)
+            for layer in layers
         ],
     )
 
 
-def groups(adapter: MemoryAdapter, *, reading_rate: float) -> list[ParameterGroup]:
-    """Give the bank and what reads it; a rate of 0.0 freezes the reading."""
-    bank = ParameterGroup(
-        name="bank",
-        modules=[adapter.banks],
-        without=[],
-        learning_rate=LEARNING_RATE,
-        weight_decay=0.0,
-    )
-    reading = ParameterGroup(
-        name="reading",
-        modules=[adapter.insertions],
-        without=[adapter.banks],
-        learning_rate=reading_rate,
-        weight_decay=0.0,
-    )
-    return [bank, reading]
+def groups(adapter: MemoryAdapter, *, rates: tuple[float, float]) -> list[ParameterGroup]:
+    """Give the bank and what reads it; a rate of 0.0 freezes one."""
+    modules = (("bank", adapter.banks, []), ("reading", adapter.insertions, [adapter.banks]))
+    return [
+        ParameterGroup(
+            name=name,
+            modules=[held],
+            without=[*without],
+            learning_rate=rate,
+            weight_decay=0.0,
+        )
+        for (name, held, without), rate in zip(modules, rates, strict=True)
+    ]
+
+
+def facts_term(name: str) -> NextTokenLoss:
+    """Learn the facts of a stream."""
+    return NextTokenLoss(name=name, stream=name, weight=1.0, chunk=4096)
 
 
 def teach(
     adapter: MemoryAdapter,
     *,
     tokenizer: Any,
-    facts: list[Fact],
+    facts: Mapping[str, list[Fact]],
+    terms: Sequence[Term],
     documents: list[str],
     steps: int,
     locality_weight: float,
-    reading_rate: float,
+    rates: tuple[float, float],
     callbacks: Sequence[Callback],
     seed: int,
 ) -> None:
-    """Teach facts, held to the base on stories."""
+    """Teach facts by terms over streams of them, held to the base on stories.
+
+    The rates are those of the bank and of what reads it.
+    """
     fill = padding_token(tokenizer)
+    locality = LocalityLoss(
+        name="locality", stream="background", weight=locality_weight, chunk=4096
+    )
+    background = Batches(
+        rows=TextRows(documents=documents, tokenizer=tokenizer, length=LENGTH),
+        batch_size=BACKGROUND_PER_STEP,
+        seed=seed + 1,
+        pad_token_id=fill,
+    )
+    taught = {
+        name: Batches(
+            rows=FactRows(facts=some, tokenizer=tokenizer),
+            batch_size=FACTS_PER_STEP,
+            seed=seed,
+            pad_token_id=fill,
+        )
+        for name, some in facts.items()
+    }
     Trainer(
-        objective=Objective(
-            model=adapter,
-            terms=[
-                NextTokenLoss(name="facts", stream="facts", weight=1.0, chunk=4096),
-                LocalityLoss(
-                    name="locality", stream="background", weight=locality_weight, chunk=4096
-                ),
-            ],
-        ),
-        streams={
-            "facts": Batches(
-                rows=FactRows(facts=facts, tokenizer=tokenizer),
-                batch_size=FACTS_PER_STEP,
-                seed=seed,
-                pad_token_id=fill,
-            ),
-            "background": Batches(
-                rows=TextRows(documents=documents, tokenizer=tokenizer, length=LENGTH),
-                batch_size=BACKGROUND_PER_STEP,
-                seed=seed + 1,
-                pad_token_id=fill,
-            ),
-        },
-        groups=groups(adapter, reading_rate=reading_rate),
+        objective=Objective(model=adapter, terms=[*terms, locality]),
+        streams={**taught, "background": background},
+        groups=groups(adapter, rates=rates),
         optimizer=AdamW(betas=(0.9, 0.99), eps=1e-8),
         schedule=WarmupCosine(warmup_steps=min(20, steps // 10), total_steps=steps, floor=0.0),
         precision=FullPrecision(),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from memtx import Insertion, MemoryAdapter, Site
+from memtx import Insertion, Memory, MemoryAdapter, MemoryLibrary, Site
 from memtx.adapters import compilation
 from memtx.adapters.compilation import compile_parts, uncompile_parts
 from tests.adapters.bases import (
@@ -129,3 +129,31 @@ def test_what_another_library_put_there_stays():
     uncompile_parts(base)
     assert mlp.forward is own
     assert "forward" not in vars(base.model.layers[1].mlp)
+
+
+def test_a_base_that_was_compiled_before_reads_the_memory_that_comes_and_goes():
+    """torch does not look again at hooks that were not there: attaching makes it compile anew."""
+    base, ids = llama().requires_grad_(False), token_ids(2, 5)
+    compiled = torch.compile(base)
+    plain = logits(compiled, ids)
+    bank = bank_of(7, HIDDEN)
+    places = [(0, Site.AFTER_ATTENTION), (1, Site.AFTER_MLP)]
+    insertions = [
+        Insertion(layer=layer, site=site, sublayers=[recall(bank, HIDDEN)])
+        for layer, site in places
+    ]
+    randomize([p for insertion in insertions for p in insertion.parameters()])
+    adapter = MemoryAdapter(base=base, banks=[bank], insertions=insertions).eval()
+    with_memory = logits(base, ids)
+    assert not torch.allclose(with_memory, plain)
+    torch.testing.assert_close(logits(compiled, ids), with_memory, **CLOSE)
+    adapter.remove()
+    torch.testing.assert_close(logits(compiled, ids), plain, **CLOSE)
+    library = MemoryLibrary(
+        base=base, memories={"one": Memory(banks=[bank], insertions=insertions)}
+    )
+    library.activate("one")
+    torch.testing.assert_close(logits(compiled, ids), with_memory, **CLOSE)
+    library.deactivate()
+    library.delete("one")
+    torch.testing.assert_close(logits(compiled, ids), plain, **CLOSE)

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from memtx.adapters import sharing
 from memtx.adapters.causal_lm import CausalLM
 from memtx.adapters.checkpointing import switch_off, switch_on
+from memtx.adapters.compilation import forget_compiled
 from memtx.adapters.devices import device_of, settle
 from memtx.adapters.families import inner_model
 from memtx.adapters.hooks import attach
@@ -83,6 +84,7 @@ class MemoryAdapter(nn.Module):
         wanted = any(insertion.asks_for_context for insertion in insertions)
         first_slot = self._tenancy.reserve(num_slots(insertions) if wanted else 0)
         self._reading = Reading(base=base, wanted=wanted, first_slot=first_slot)
+        forget_compiled()
         self._handles: list[RemovableHandle] = self._reading.attach() + [
             handle
             for insertion in insertions
@@ -167,6 +169,7 @@ class MemoryAdapter(nn.Module):
         if self._checkpointing:
             self.gradient_checkpointing_disable()
         if self._handles:
+            forget_compiled()
             while self._handles:
                 self._handles.pop().remove()
             self._tenancy.release(self._reading.first_slot)

@@ -1,6 +1,7 @@
 """Compiled arithmetic for a base and the memory in it; hooks and modules stay as they are."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
@@ -41,6 +42,17 @@ def uncompile_parts(model: nn.Module) -> None:
         own: Any = vars(part).get("forward")
         if getattr(own, "__func__", None) is _compiled(type(part).forward):
             del vars(part)["forward"]
+
+
+def forget_compiled() -> None:
+    """Let torch compile anew what it compiled before, as the hooks of a base are about to change.
+
+    A form compiled while a module had no hooks is not looked at again when it gets some: a base
+    that was compiled (which `generate` does by itself with a static cache on a GPU) would go on
+    without the memory, without an error. What was compiled for others is made again as well.
+    """
+    if "torch._dynamo" in sys.modules:  # else nothing was compiled, and asking would load it all
+        torch.compiler.reset()
 
 
 def _parts(model: nn.Module) -> Iterator[nn.Module]:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from memtx.adapters.checkpointing import switch_on
 from memtx.adapters.choices import Choice, stages_of
+from memtx.adapters.compilation import forget_compiled
 from memtx.adapters.devices import settle
 from memtx.adapters.hooks import attach
 from memtx.adapters.insertion import Insertion, Site
@@ -152,6 +153,8 @@ class Shelf:
         wanted = {
             (each.layer, each.site) for name in self._tickets for each in self._insertions(name)
         }
+        if wanted != set(self._places):
+            forget_compiled()
         for key in set(self._places) - wanted:
             for handle in self._hooks.pop(key):
                 handle.remove()

@@ -21,7 +21,7 @@ EXAMPLES = [
     "memtx learn --base BASE --text chapter.txt --steps 200 --output memory --json",
 ]
 # The recipe of docs/learning.md.
-STEPS, LEARNING_RATE, MEMORY_TOKENS, LENGTH = 400, 3e-3, 512, 128
+STEPS, LEARNING_RATE, MEMORY_TOKENS, LENGTH = 300, 3e-3, 512, 128
 TEXT_ROWS, READINGS, BACKGROUND_ROWS = 8, 4, 8
 TEXT_WEIGHT, DISTILLATION_WEIGHT, LOCALITY_WEIGHT = 1.0, 0.2, 4.0
 SAMPLES = 1

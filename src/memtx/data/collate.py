@@ -1,6 +1,8 @@
 """Rows as tensors."""
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from memtx.context import IGNORED
 from memtx.data.protocols import Batch, Document
@@ -28,8 +30,12 @@ def collate(rows: list[Document], *, pad_token_id: int, length: int | None) -> B
         batch["position_ids"] = torch.zeros(shape, dtype=torch.long)
     for number, row in enumerate(rows):
         tokens = len(row["input_ids"])
+        made: dict[int, Tensor] = {}
         for name, values in row.items():
-            batch[name][number, :tokens] = torch.tensor(values)
+            # Rows of text name their tokens as labels too: a list is read once.
+            if id(values) not in made:
+                made[id(values)] = torch.from_numpy(np.array(values, dtype=np.int64))
+            batch[name][number, :tokens] = made[id(values)]
         batch["attention_mask"][number, :tokens] = 1
         if "position_ids" in row:
             batch["position_ids"][number, tokens:] = torch.arange(places - tokens)

@@ -1,6 +1,7 @@
 """What follows a text, behind the text: rows of which only what follows is learned."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, final
 
 from memtx.checks import require, require_positive
@@ -64,7 +65,7 @@ def read_on(pieces: Sequence[list[int]]) -> list[Reading]:
     Args:
         pieces: tokens of the pieces of one text, in order.
     """
-    return list(zip(pieces[:-1], pieces[1:], strict=True))
+    return list(pairwise(pieces))
 
 
 @final

@@ -8,6 +8,7 @@ from torch import nn
 from memtx.checks import require
 from memtx.memory.cross_attention import MemoryCrossAttention
 from memtx.memory.frozen import freeze
+from memtx.memory.owned import is_distant
 from memtx.memory.routed_attention import RoutedMemoryCrossAttention
 from memtx.memory.storage import Storage
 
@@ -69,7 +70,8 @@ def freeze_for_inference(model: nn.Module, *, storage: Storage) -> FrozenMemory:
             `InEightBits()`.
 
     Raises:
-        ValueError: if the model reads no memory, or one that is frozen already.
+        ValueError: if the model reads no memory, one that is frozen already, or a bank that lies
+            in the host's memory or in a file.
     """
     kinds = (MemoryCrossAttention, RoutedMemoryCrossAttention)
     readers = [part for part in model.modules() if isinstance(part, kinds)]
@@ -80,6 +82,15 @@ def freeze_for_inference(model: nn.Module, *, storage: Storage) -> FrozenMemory:
         rule="the model must read at least one memory, and none that is frozen already",
         got={"reads": len(readers), "frozen": len(frozen)},
         remedy="freeze a model with memory, and thaw what was frozen before",
+    )
+    distant = [type(part.bank).__name__ for part in readers if is_distant(part.bank)]
+    require(
+        ok=not distant,
+        owner="freeze_for_inference",
+        rule="keys and values of all memory tokens must have room where they are read, which a "
+        "bank that lies elsewhere does not promise",
+        got={"banks": distant[:3]},
+        remedy="read such a bank as it is: it keeps the chapters read last",
     )
     # None is set before all are made: a memory that does not fit leaves the model as it was.
     kept = [freeze(reader, storage=storage) for reader in readers]

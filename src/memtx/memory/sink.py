@@ -1,6 +1,6 @@
 """A bank with empty slots, which a query can choose to read nothing."""
 
-from typing import cast, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -85,4 +85,4 @@ class SinkMemoryBank(nn.Module):
         """
         learned = indices - self.num_sinks
         found = self.stored.rows(learned.clamp(min=0))
-        return cast("Tensor", torch.where((learned >= 0)[..., None], found, torch.zeros_like(found)))
+        return found.masked_fill((learned < 0)[..., None], 0.0)

@@ -8,6 +8,7 @@ from memtx.train.data_parallel import DataParallel
 from memtx.train.distillation import DistillationLoss
 from memtx.train.fully_sharded import FullyShardedDataParallel
 from memtx.train.groups import ParameterGroup, group_table
+from memtx.train.hidden import WithoutTokens
 from memtx.train.identity import digest
 from memtx.train.loggers import JsonLines, Logger, ProgressBar, TensorBoard, WeightsAndBiases
 from memtx.train.optimizer import SGD, Adam, AdamW, AdamW8bit, Optimizer
@@ -102,6 +103,7 @@ __all__ = [
     "WarmupLinear",
     "WarmupStableDecay",
     "WeightsAndBiases",
+    "WithoutTokens",
     "WrittenTokens",
     "digest",
     "find_learning_rate",

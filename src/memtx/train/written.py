@@ -71,9 +71,9 @@ class WrittenTokens:
         )
         stored = self._stored
         row_parameter(stored)
-        directions = getattr(stored, "directions", None)
+        shared = isinstance(stored, FactorizedMemoryBank) and stored.directions.requires_grad
         require(
-            ok=not (isinstance(stored, FactorizedMemoryBank) and directions.requires_grad),
+            ok=not shared,
             owner=self,
             rule="the directions of a FactorizedMemoryBank, which all its tokens share, must stay",
             got={"directions.requires_grad": True},

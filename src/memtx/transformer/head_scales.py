@@ -166,4 +166,5 @@ def scaled_heads(x: Tensor, log_scale: Tensor) -> Tensor:
         log_scale: the logarithms of the factors, `[..., num_heads]`.
     """
     heads = x.unflatten(-1, (log_scale.shape[-1], -1))
-    return (heads * log_scale.exp().to(x.dtype)[..., None]).flatten(-2)
+    scaled: Tensor = (heads * log_scale.exp().to(x.dtype)[..., None]).flatten(-2)
+    return scaled

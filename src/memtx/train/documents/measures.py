@@ -7,7 +7,7 @@ from typing import Any, final
 from memtx.checks import require_positive
 from memtx.data import begin_tokens, pieces_of
 from memtx.data.contexts import Reading
-from memtx.evaluate import score
+from memtx.evaluate import Scored, score
 from memtx.evaluate.windows import StridedWindows
 from memtx.generate import greedy, padding_token
 
@@ -136,7 +136,7 @@ def measures(
     )
 
 
-def _per_token(scored: Sequence[Any]) -> float:
+def _per_token(scored: Sequence[Scored]) -> float:
     return -sum(each.total for each in scored) / sum(len(each.tokens) for each in scored)
 
 

@@ -9,6 +9,7 @@ from memtx.adapters import MemoryAdapter
 from memtx.checks import require, require_positive
 from memtx.data import Batches, ContextRows, begin_tokens, pieces_of, read_again, read_on
 from memtx.data.contexts import Reading
+from memtx.data.protocols import Stream
 from memtx.generate import padding_token, samples
 from memtx.train.distillation import DistillationLoss
 from memtx.train.documents.background import Background
@@ -19,7 +20,7 @@ from memtx.train.parallel import SingleProcess
 from memtx.train.precision import BFloat16Autocast, FullPrecision
 from memtx.train.schedules import WarmupCosine
 from memtx.train.start import Fresh
-from memtx.train.terms import LocalityLoss, NextTokenLoss, Objective
+from memtx.train.terms import LocalityLoss, NextTokenLoss, Objective, Term
 from memtx.train.trainer import Trainer
 
 CHUNK = 2048
@@ -158,48 +159,18 @@ def text_trainer(
     Raises:
         ValueError: if the documents have no token.
     """
-    prefix = begin_tokens(tokenizer)
-    with adapter.disabled():
-        readings = readings_of(adapter, tokenizer=tokenizer, documents=documents, lesson=lesson)
-
-    def batches(rows: Any, *, batch_size: int, seed: int) -> Batches:
-        return Batches(
-            rows=rows, batch_size=batch_size, seed=seed, pad_token_id=padding_token(tokenizer)
-        )
-
-    windows = text_windows(tokenizer, documents, length=lesson.length)
     device = torch.device(adapter.device)
     return Trainer(
         objective=Objective(
-            model=adapter,
-            terms=[
-                NextTokenLoss(name="text", stream="text", weight=lesson.text_weight, chunk=CHUNK),
-                DistillationLoss(
-                    name="distillation",
-                    stream="readings",
-                    weight=lesson.distillation_weight,
-                    chunk=CHUNK,
-                    num_prefix=len(prefix),
-                ),
-                LocalityLoss(
-                    name="locality",
-                    stream="background",
-                    weight=lesson.locality_weight,
-                    chunk=CHUNK,
-                ),
-            ],
+            model=adapter, terms=_terms(lesson, num_prefix=len(begin_tokens(tokenizer)))
         ),
-        streams={
-            "text": batches(_all(windows), batch_size=lesson.text_rows, seed=lesson.seed),
-            "readings": batches(
-                ContextRows(readings=readings, prefix=prefix),
-                batch_size=lesson.readings,
-                seed=lesson.seed + 1,
-            ),
-            "background": batches(
-                _all(background.training), batch_size=lesson.background_rows, seed=lesson.seed + 2
-            ),
-        },
+        streams=_streams(
+            adapter,
+            tokenizer=tokenizer,
+            documents=documents,
+            background=background,
+            lesson=lesson,
+        ),
         groups=[
             ParameterGroup(
                 name="memory",
@@ -224,6 +195,51 @@ def text_trainer(
         checkpoints=[],
         loggers=loggers,
     )
+
+
+def _terms(lesson: TextLesson, *, num_prefix: int) -> list[Term]:
+    return [
+        NextTokenLoss(name="text", stream="text", weight=lesson.text_weight, chunk=CHUNK),
+        DistillationLoss(
+            name="distillation",
+            stream="readings",
+            weight=lesson.distillation_weight,
+            chunk=CHUNK,
+            num_prefix=num_prefix,
+        ),
+        LocalityLoss(
+            name="locality", stream="background", weight=lesson.locality_weight, chunk=CHUNK
+        ),
+    ]
+
+
+def _streams(
+    adapter: MemoryAdapter,
+    *,
+    tokenizer: Any,
+    documents: list[str],
+    background: Background,
+    lesson: TextLesson,
+) -> dict[str, Stream]:
+    with adapter.disabled():
+        readings = readings_of(adapter, tokenizer=tokenizer, documents=documents, lesson=lesson)
+    rows: dict[str, tuple[Any, int]] = {
+        "text": (_all(text_windows(tokenizer, documents, length=lesson.length)), lesson.text_rows),
+        "readings": (
+            ContextRows(readings=readings, prefix=begin_tokens(tokenizer)),
+            lesson.readings,
+        ),
+        "background": (_all(background.training), lesson.background_rows),
+    }
+    return {
+        name: Batches(
+            rows=held,
+            batch_size=batch_size,
+            seed=lesson.seed + number,
+            pad_token_id=padding_token(tokenizer),
+        )
+        for number, (name, (held, batch_size)) in enumerate(rows.items())
+    }
 
 
 def _all(rows: list[list[int]]) -> list[dict[str, list[int]]]:

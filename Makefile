@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: test demo lint
+.PHONY: test demo lint bench
 
 # Shapes are checked through an import hook that torch.compile cannot trace, hence two passes.
 # Files are dealt out whole, so that what a file trains for its tests is trained once.
@@ -21,6 +21,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Measures what this machine can, writes benchmarks/results and docs/performance.md. Not a test.
+bench: $(STAMP)
+	PYTHONPATH=src:. $(BIN)/python -m benchmarks
 
 # torch goes first, on a line of its own, so that no other package decides its version.
 $(STAMP): pyproject.toml constraints.txt

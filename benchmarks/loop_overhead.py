@@ -10,7 +10,7 @@ besides (fetching and moving batches, sums over processes, clipping, looking for
 not finite, records, loggers) is the difference:
 
 - `overhead_percent`: of the trainer's step, what the bare loop does not take.
-- `overhead_percent_clipped`: the same beside a bare loop that clips the gradient as the trainer does.
+- `overhead_percent_clipped`: the same beside a bare loop that clips as the trainer does.
 - `outside_percent`: on a CPU also by the clock inside one run: of the trainer's step, what is
   neither forward and backward nor the optimizer. Noise of the machine is in both parts alike.
 
@@ -301,7 +301,8 @@ def table(records: list[Record]) -> str:
         lines.append(
             f"{record['case']:<32}{record['milliseconds']:>10.1f} ms a step, "
             f"{record['overhead_percent']:.2f}% beside the bare loop, "
-            f"{record['overhead_percent_clipped']:.2f}% beside one that clips{clock} (limit {record['limit_percent']:.0f}%)"
+            f"{record['overhead_percent_clipped']:.2f}% beside one that clips{clock} "
+            f"(limit {record['limit_percent']:.0f}%)"
         )
     return "\n".join(lines)
 

@@ -84,7 +84,7 @@ def at_least(
     )
 
 
-STEP, JOINT = "adapter_step", "65 of 4097 x 64 joint"
+STEP, JOINT, TENSOR = "adapter_step", "65 of 4097 x 64 joint", "tensor_memory"
 GOALS = [
     at_most(
         "adapter step, 10 reading layers, compiled: time over PEFT LoRA r16",
@@ -147,6 +147,111 @@ GOALS = [
         ("routed_read_cpu", "joint", "dense reading of all"),
         field("ratio"),
         0.05,
+        "x",
+    ),
+    at_least(
+        "step of the 371M mixture of chapters, 16 rows, routed by sequence",
+        ("mixture_of_chapters", "16", "memtx-sequence"),
+        field("tokens_per_second"),
+        225_000,
+        "tokens/s",
+    ),
+    at_most(
+        "the same: memory",
+        ("mixture_of_chapters", "16", "memtx-sequence"),
+        field("peak_gib"),
+        16.0,
+        "GiB",
+    ),
+    at_least(
+        "step of its control of equal FLOPs",
+        ("mixture_of_chapters", "16", "control"),
+        field("tokens_per_second"),
+        270_000,
+        "tokens/s",
+    ),
+    at_most(
+        "the same: memory",
+        ("mixture_of_chapters", "16", "control"),
+        field("peak_gib"),
+        14.0,
+        "GiB",
+    ),
+    at_most(
+        "a generated token, batch 1, memory frozen, over the bare base",
+        ("generation", "batch 1 ", "memtx-bf16-frozen"),
+        field("ratio"),
+        1.08,
+        "x",
+    ),
+    at_most(
+        "a generated token, batch 64, memory frozen, over the bare base",
+        ("generation", "batch 64", "memtx-bf16-frozen"),
+        field("ratio"),
+        1.05,
+        "x",
+    ),
+    at_most(
+        "tensor memory, 8 x 2,048, compiled: time over the source's cumulative sum",
+        (TENSOR, "8 x 2048", "memtx-compiled"),
+        over("cumulative-sum", "time"),
+        0.10,
+        "x",
+    ),
+    at_most(
+        "the same: memory",
+        (TENSOR, "8 x 2048", "memtx-compiled"),
+        over("cumulative-sum", "memory"),
+        1 / 15,
+        "x",
+    ),
+    at_most(
+        "the same: time over fla's chunk_linear_attn",
+        (TENSOR, "8 x 2048", "memtx-compiled"),
+        over("fla-linear", "time"),
+        1.0,
+        "x",
+    ),
+    at_most(
+        "tensor memory, 16,384 tokens, 16 heads of 128: time over fla's chunk_linear_attn",
+        (TENSOR, "1 x 16384, 16", "memtx-compiled"),
+        over("fla-linear", "time"),
+        1.5,
+        "x",
+    ),
+    at_most(
+        "the same, delta rule: time over fla's chunk_delta_rule",
+        (TENSOR, "1 x 16384, 16", "memtx-delta-compiled"),
+        over("fla-delta", "time"),
+        2.0,
+        "x",
+    ),
+    at_most(
+        "CPU: tensor memory of 2,048 tokens over the recurrence",
+        ("tensor_memory_cpu", "2048", "memtx-float32"),
+        over("recurrence", "time"),
+        0.2,
+        "x",
+    ),
+    at_most(
+        "what the training loop takes beside the bare one, 30M, GPU",
+        ("loop_overhead", "vanilla", "memtx"),
+        field("overhead_percent"),
+        2.0,
+        "%",
+    ),
+    at_most(
+        "what the training loop takes by the clock, 30M, CPU",
+        ("loop_overhead_cpu", "vanilla", "memtx"),
+        field("outside_percent"),
+        5.0,
+        "%",
+    ),
+    at_least(
+        "packing: useful tokens over padding to the context of 256",
+        ("data", "context 256", "memtx-packed"),
+        lambda record: 1.0 / record["ratio"],
+        2.0,
         "x",
     ),
 ]
@@ -215,8 +320,9 @@ length.
     Section(
         title="The training loop, data and many GPUs",
         text="""
-`loop_overhead`: what the trainer costs beside forward, backward and optimizer. `data`: packing
-beside padding. `scaling`: DDP and FSDP2 over several GPUs.
+`loop_overhead`: what the trainer costs beside forward, backward and optimizer; on a GPU the step
+is bound by launches, and the committed run shared its host with other work. `data`: packing beside
+padding. `scaling`: DDP and FSDP2 over several GPUs.
 """,
         results=["loop_overhead", "loop_overhead_cpu", "data", "scaling"],
         without=[],

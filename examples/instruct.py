@@ -74,8 +74,8 @@ def rows_of(options: argparse.Namespace) -> Dataset:
         if kind is not None:
             return load_dataset(kind, data_files=options.data, split=options.split)
         return load_dataset(options.data, options.subset, split=options.split)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RuntimeError, StopIteration) as error:
+        reason = " ".join(str(error).split()) or "it is empty"
         raise ValueError(
             f"instruct: --data must be a file of conversations or a dataset, got "
             f"data={options.data!r}, split={options.split!r} ({reason}); check it."
@@ -196,6 +196,11 @@ def teach(options: argparse.Namespace, parallelism: SingleProcess | DataParallel
         documents = read_documents(options.background, separator=PARAGRAPHS)
         base, tokenizer = load_base(options.base)
     layout_of(list(rows.column_names))
+    if len(rows) < 10:
+        raise ValueError(
+            f"instruct: --data must hold at least 10 rows, as a tenth is asked and not taught, got "
+            f"rows={len(rows)}; pass more."
+        )
     # The last tenth is asked and not taught.
     num_asked = min(ASKED, len(rows) // 10)
     asked = rows.select(range(len(rows) - num_asked, len(rows)))

@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,8 @@ def stream_of(options: argparse.Namespace) -> IterableDataset:
         if kind is not None:
             return load_dataset(kind, data_files=options.data, split=options.split, streaming=True)
         return load_dataset(options.data, options.subset, split=options.split, streaming=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, RuntimeError, StopIteration) as error:
+        reason = " ".join(str(error).split()) or "it is empty"
         raise ValueError(
             f"pretrain: --data must be a file of text or a dataset, got data={options.data!r}, "
             f"split={options.split!r} ({reason}); check it."
@@ -105,6 +106,12 @@ def first_texts(dataset: Any, *, count: int, field: str) -> list[str]:
     return [row[field] for row in rows if isinstance(row[field], str) and row[field].strip()]
 
 
+def has_text(row: dict[str, Any], *, field: str) -> bool:
+    """Tell a row from an empty one; what is neither text nor nothing is refused as it is read."""
+    text = row[field]
+    return bool(text.strip()) if isinstance(text, str) else text is not None
+
+
 def texts_of(options: argparse.Namespace) -> tuple[Source, list[str], list[str]]:
     """Give the source of rows, texts that are held out of it, and texts for a tokenizer."""
     if options.data is None:
@@ -113,7 +120,7 @@ def texts_of(options: argparse.Namespace) -> tuple[Source, list[str], list[str]]
         return Shuffled(rows=rows, seed=SEED), held_out, documents
     dataset = stream_of(options)
     held_out = first_texts(dataset, count=HELD_OUT, field=options.field)
-    rest = dataset.skip(HELD_OUT).filter(lambda row: bool(row[options.field].strip()))
+    rest = dataset.skip(HELD_OUT).filter(partial(has_text, field=options.field))
     sample = first_texts(rest, count=TOKENIZER_DOCUMENTS, field=options.field)
     if not (held_out and sample):
         raise ValueError(

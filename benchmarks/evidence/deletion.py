@@ -26,11 +26,11 @@ from memtx.usage import delete_chapters
 FACTS = 50
 # Chapters of 64 memory tokens; the first is empty.
 SIZE = 64
-OF_A, OF_B = [1, 2, 3, 4], [5, 6, 7, 8]
-STEPS_A, STEPS_B = 250, 500
+OF_A, OF_B = [1, 2, 3], [4, 5, 6, 7, 8]
+STEPS_A, STEPS_B = 200, 500
 # Of the bank, and of what reads it: which is frozen once A is learned.
-RATES_A, RATES_B = (3e-3, 3e-3), (1.5e-2, 0.0)
-LOCALITY_WEIGHT = 4.0
+RATES_A, RATES_B = (3e-3, 3e-3), (2e-2, 0.0)
+LOCALITY_WEIGHT = 2.0
 
 
 def share(model: Any, tokenizer: Any, facts: list[Fact]) -> float:

@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     r"memtx plan (mixture_of_chapters:with_memory|tensor_memory:small .*|llama_adapter:.*)": (
         "tests/cli/test_plan.py"
     ),
+    r"memtx learn --base BASE --text chapter\.txt .*": "tests/cli/test_learn.py",
     r"memtx verify memory( --json)?": "tests/spec/test_verify.py",
     # At a size that runs on a CPU.
     r"PYTHONPATH=src:\. python benchmarks/out_of_core\.py --output benchmarks/results": (

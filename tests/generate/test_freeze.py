@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from memtx import MemoryTransformer, RollingRouting, Site, TokenRouting, describe, save
+from memtx import (
+    MemoryTransformer,
+    OffloadedMemoryBank,
+    RollingRouting,
+    Site,
+    TokenRouting,
+    describe,
+    save,
+)
 from memtx.generate import AsProjected, InDtype, InEightBits, freeze_for_inference
 from memtx.memory import frozen as module
 from memtx.models.face import Generator
@@ -253,6 +261,28 @@ def test_nothing_of_the_model_is_changed(tmp_path):
         if name.endswith(".safetensors"):
             pair = [(tmp_path / each / name).read_bytes() for each in ("frozen", "thawed")]
             assert pair[0] == pair[1]
+
+
+def test_a_bank_that_lies_elsewhere_is_refused_and_left_as_it_was():
+    model, ids = routed(TokenRouting(), MIXINGS["joint"]), stacks.token_ids(1, 4)
+    small, (bank,) = logits(model, ids), model.banks
+    elsewhere = OffloadedMemoryBank(
+        stored=bank,
+        tokens_per_chapter=bank.num_memory_tokens // readers(model)[0].router.num_chapters,
+        num_resident_chapters=readers(model)[0].router.num_chapters,
+    )
+    model.banks[0] = elsewhere
+    for reader in readers(model):
+        reader.bank = elsewhere
+    message = (
+        "freeze_for_inference: keys and values of all memory tokens must have room where they are "
+        "read, which a bank that lies elsewhere does not promise, got "
+        f"banks={['OffloadedMemoryBank'] * len(readers(model))}; read such a bank as it is: it "
+        "keeps the chapters read last."
+    )
+    with refused(message):
+        freeze_for_inference(model, storage=AsProjected())
+    torch.testing.assert_close(logits(model, ids), small, **CLOSE)
 
 
 def test_a_model_without_memory_or_frozen_already_is_refused():

@@ -15,7 +15,6 @@ from memtx.train.documents import (
     passages_of,
     text_trainer,
 )
-from memtx.train.documents.background import HELD_OUT_EVERY, MOST_HELD_OUT
 from memtx.train.documents.training import readings_of, text_windows
 from memtx.usage import evenly_spaced, text_states
 from tests.train import tiny
@@ -78,8 +77,12 @@ def test_background_is_kept_aside_at_even_distances_and_never_trained_on():
     documents = [f"story {number} about a boat and a dog on a lake" for number in range(60)]
     found = background_of(documents, tokenizer=words(), length=8)
     rows = len(found.training) + len(found.held_out)
-    assert len(found.held_out) == min(-(-rows // HELD_OUT_EVERY), MOST_HELD_OUT)
-    with pytest.raises(ValueError, match="rows=1"):
+    # One in eight.
+    assert len(found.held_out) == -(-rows // 8)
+    assert rows == 8 * len(found.held_out) - (-rows % 8)
+    many = background_of(documents * 20, tokenizer=words(), length=8)
+    assert len(many.held_out) <= 64
+    with pytest.raises(ValueError, match="rows=3"):
         background_of(documents[:1], tokenizer=words(), length=8)
     own = own_background(
         tiny.base(seed=0), tokenizer=words(), num_rows=24, length=12, batch_size=10, seed=0

@@ -1,0 +1,70 @@
+"""Runs the benchmarks that this machine can run, one process each, and writes the page of results.
+
+    make bench
+    PYTHONPATH=src:. python3 -m benchmarks --only routed_read data
+
+On a machine with a GPU the sizes are those of the committed results; on a CPU only those are run
+that measure something there. Rivals that are not installed are left out or recorded as errors.
+`data` trains a real model: it runs where `MEMTX_TEST_DATA` names a folder of real inputs.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+import torch
+
+SCRIPTS = {
+    "cuda": {
+        "adapter_step": [],
+        "adapter_profile": [],
+        "adapter_families": ["--size", "1.5b"],
+        "rows": ["--size", "1.5b"],
+        "routed_read": [],
+        "mixture_of_chapters": ["--rows", "16"],
+        "bank_size": ["--work", "step", "--sizes", "16384", "65536", "262144", "1048576"],
+        "generation": ["--size", "1.5b", "--batches", "1", "64"],
+        "out_of_core": [],
+        "tensor_memory": ["--size", "full"],
+        "associative_recall": [],
+        "loop_overhead": [],
+    },
+    "cpu": {
+        "adapter_families": ["--size", "tiny"],
+        "rows": ["--size", "tiny"],
+        "routed_read": ["--cpu"],
+        "tensor_memory": ["--size", "cpu"],
+        "loop_overhead": [],
+    },
+}
+DATA = os.environ.get("MEMTX_TEST_DATA")
+if DATA is not None:
+    SCRIPTS["cpu"]["data"] = ["--data", DATA]
+RESULTS = "benchmarks/results"
+
+
+def main() -> int:
+    """Run them; 1 if any failed, the others are run all the same."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scripts = SCRIPTS[device]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=scripts, default=list(scripts))
+    options = parser.parse_args()
+    failed = []
+    for name in options.only:
+        started = time.perf_counter()
+        command = [sys.executable, f"benchmarks/{name}.py", *scripts[name], "--output", RESULTS]
+        print(" ".join(command[1:]), flush=True)
+        if subprocess.run(command, check=False).returncode != 0:
+            failed.append(name)
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+    subprocess.run([sys.executable, "benchmarks/performance.py"], check=True)
+    if failed:
+        print(f"benchmarks: these failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""`python -m memtx` is the command `memtx`: `torchrun -m memtx train ...` starts it several times."""
+
+from memtx.cli import main
+
+if __name__ == "__main__":
+    main()

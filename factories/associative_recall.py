@@ -256,9 +256,9 @@ def full() -> Comparison:
         vocab_size=8_192,
         num_pairs=[4, 8, 16, 32, 64],
         tokens_per_pair=8,
-        tokens_per_step=65_536,
-        steps=2_000,
-        every=100,
+        tokens_per_step=16_384,
+        steps=8_000,
+        every=400,
         rows_of_test=512,
         learning_rates={
             "delta": 5e-3,
@@ -267,12 +267,12 @@ def full() -> Comparison:
             "plain": 5e-3,
             "decaying": 5e-3,
             "delta alone": 5e-3,
-            "softmax": 3e-3,
-            "softmax behind": 3e-3,
+            "softmax": 1e-3,
+            "softmax behind": 1e-3,
         },
         changes={
             "plain, then delta": follow_the_delta_rule,
             "the same, wide": follow_the_delta_rule,
         },
-        change_at=1_000,
+        change_at=4_000,
     )

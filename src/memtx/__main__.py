@@ -1,4 +1,4 @@
-"""`python -m memtx` is the command `memtx`: `torchrun -m memtx train ...` starts it several times."""
+"""`python -m memtx` is the command `memtx`; `torchrun -m memtx train ...` starts several of it."""
 
 from memtx.cli import main
 

@@ -93,7 +93,7 @@ def train_one(
     return {
         "kind": "memory" if is_memory else "model",
         "saved": str(target),
-        "base": str(getattr(model.base.config, "name_or_path", "")) if is_memory else None,
+        "base": str(model.config.name_or_path) if is_memory else None,
         "parameters": sum(p.numel() for g in trainer.groups for p in g.parameters()),
         "steps": trainer.steps,
         "steps_taken": len(records),

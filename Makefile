@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: test demo lint bench
+.PHONY: test demo lint bench docs
 
 # Shapes are checked through an import hook that torch.compile cannot trace, hence two passes.
 # Files are dealt out whole, so that what a file trains for its tests is trained once.
@@ -22,6 +22,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation site, in site/: any warning fails, and so does a page that loads something from
+# another host. What builds it is installed here only.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m tests.docs.site site
+
 # Measures what this machine can, writes benchmarks/results and docs/performance.md. Not a test.
 bench: $(STAMP)
 	PYTHONPATH=src:. $(BIN)/python -m benchmarks
@@ -31,4 +37,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch
 	$(PIP) -e '.[lora,quantize,test,lint]'
+	touch $@
+
+.venv/.docs: $(STAMP)
+	$(PIP) -e '.[docs]'
 	touch $@

@@ -141,6 +141,33 @@ def load_base(name: str) -> tuple[nn.Module, Any]:
         ) from error
 
 
+def background_of(name: str) -> list[str]:
+    """Read the text that the memory is held to."""
+    try:
+        documents = read_documents(name, separator=PARAGRAPHS)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"instruct: --background must be a file of text, got background={name!r} ({error}); "
+            "check it."
+        ) from error
+    if len(documents) < 2:
+        raise ValueError(
+            "instruct: --background must hold paragraphs with empty lines between them, one of "
+            f"which is kept aside, got background={name!r}, paragraphs={len(documents)}; pass more."
+        )
+    return documents
+
+
+def check_length(base: nn.Module, *, row_length: int) -> None:
+    """Refuse rows that are longer than what the base was made for."""
+    longest = getattr(base.config, "max_position_embeddings", row_length)
+    if row_length > longest:
+        raise ValueError(
+            f"instruct: --row-length must be within the context of the base, got "
+            f"row_length={row_length}, max_position_embeddings={longest}; pass a smaller one."
+        )
+
+
 @torch.no_grad()
 def answer_loss(model: Any, rows: Any, *, course: Course, tokenizer: Any) -> float:
     """Give the mean loss on the assistant's tokens of some conversations, in nats per token."""
@@ -193,8 +220,9 @@ def teach(options: argparse.Namespace, parallelism: SingleProcess | DataParallel
         base, tokenizer, rows, documents = made(options, parallelism)
     else:
         rows = rows_of(options)
-        documents = read_documents(options.background, separator=PARAGRAPHS)
+        documents = background_of(options.background)
         base, tokenizer = load_base(options.base)
+    check_length(base, row_length=options.row_length)
     layout_of(list(rows.column_names))
     if len(rows) < 10:
         raise ValueError(

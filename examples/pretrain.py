@@ -97,13 +97,25 @@ def stream_of(options: argparse.Namespace) -> IterableDataset:
 
 def first_texts(dataset: Any, *, count: int, field: str) -> list[str]:
     """Read the texts of the first rows."""
-    rows = list(islice(iter(dataset), count))
+    try:
+        rows = list(islice(iter(dataset), count))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"pretrain: --data must be readable to its end, got an error: {reason}; mend the file."
+        ) from error
     if rows and field not in rows[0]:
         raise ValueError(
             f"pretrain: --field must be a field of the rows, got field={field!r}, "
             f"fields={sorted(rows[0])}; name one of these."
         )
-    return [row[field] for row in rows if isinstance(row[field], str) and row[field].strip()]
+    strange = [row[field] for row in rows if not isinstance(row[field], str | None)]
+    if strange:
+        raise ValueError(
+            f"pretrain: --field must be a field of text, got field={field!r}, "
+            f"value={strange[0]!r}; name another."
+        )
+    return [row[field] for row in rows if row[field] and row[field].strip()]
 
 
 def has_text(row: dict[str, Any], *, field: str) -> bool:
@@ -144,6 +156,19 @@ def tokenizer_of(options: argparse.Namespace, *, sample: list[str], vocabulary: 
         ) from error
 
 
+def keep(tokenizer: Any, folder: Path) -> None:
+    """Save the tokenizer of the run; one that goes on must have the same."""
+    if folder.is_dir():
+        kept = AutoTokenizer.from_pretrained(folder)
+        if kept.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"pretrain: a run must go on with the tokenizer it was begun with, got "
+                f"folder={str(folder)!r}, which holds another; pass the same --data and "
+                "--tokenizer as then, or another --output."
+            )
+    tokenizer.save_pretrained(folder)
+
+
 def train(options: argparse.Namespace, parallelism: Parallelism) -> None:
     """Compose, train, save and report."""
     plan = plan_of(options.factory)
@@ -169,7 +194,7 @@ def train(options: argparse.Namespace, parallelism: Parallelism) -> None:
         seed=SEED,
     )
     if first:
-        tokenizer.save_pretrained(folder / "tokenizer")
+        keep(tokenizer, folder / "tokenizer")
         print(group_table(trainer.groups), flush=True)
     records = trainer.run()
     save(model, folder / "model")

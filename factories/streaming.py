@@ -5,9 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from factories.from_scratch import routed_a_30m, routed_a_tiny
 from factories.pretraining import Stack, groups
-from memtx.data import Documents, FullRows, ShuffleBuffer, SplitLong, StreamBatches, TextEncoder
+from factories.tiny_base import qwen_tokenizer
+from memtx.data import (
+    Documents,
+    FullRows,
+    ShuffleBuffer,
+    Shuffled,
+    SplitLong,
+    StreamBatches,
+    TextEncoder,
+)
 from memtx.data.protocols import Source
 from memtx.evaluate import TextEvaluation
 from memtx.generate import padding_token
@@ -49,6 +60,15 @@ class Plan:
     steps: int
     every: int
     learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """A stack, its tokenizer, and the composed training of it on a text."""
+
+    model: Stack
+    tokenizer: Any
+    trainer: Trainer
 
 
 def corpus(
@@ -182,4 +202,68 @@ def thirty_million() -> Plan:
         steps=2_000,
         every=200,
         learning_rate=1e-3,
+    )
+
+
+def on_text(
+    plan: Plan,
+    *,
+    documents: list[str],
+    held_out: list[str],
+    folder: Path,
+    seed: int,
+    parallelism: Parallelism,
+) -> Pretraining:
+    """Compose the training of a plan on texts that are at hand, with a tokenizer made of them."""
+    tokenizer = qwen_tokenizer(documents, vocabulary=plan.vocabulary)
+    model = plan.compose()
+    trainer = streamer(
+        model=model,
+        plan=plan,
+        source=Shuffled(rows=Dataset.from_list([{"text": text} for text in documents]), seed=seed),
+        field="text",
+        held_out=held_out,
+        tokenizer=tokenizer,
+        folder=folder,
+        parallelism=parallelism,
+        seed=seed,
+    )
+    return Pretraining(model=model, tokenizer=tokenizer, trainer=trainer)
+
+
+def tiny_run(
+    *,
+    documents: list[str],
+    held_out: list[str],
+    folder: Path,
+    seed: int,
+    parallelism: Parallelism,
+) -> Pretraining:
+    """Train the plan `tiny` on texts; started again with the same folder, it goes on."""
+    return on_text(
+        tiny(),
+        documents=documents,
+        held_out=held_out,
+        folder=folder,
+        seed=seed,
+        parallelism=parallelism,
+    )
+
+
+def thirty_million_run(
+    *,
+    documents: list[str],
+    held_out: list[str],
+    folder: Path,
+    seed: int,
+    parallelism: Parallelism,
+) -> Pretraining:
+    """Train the plan `thirty_million` on texts; started again, it goes on."""
+    return on_text(
+        thirty_million(),
+        documents=documents,
+        held_out=held_out,
+        folder=folder,
+        seed=seed,
+        parallelism=parallelism,
     )

@@ -117,3 +117,20 @@ def test_help_has_examples(capsys):
         cli.run(["learn", "--help"])
     assert end.value.code == 0
     assert "examples:\n  memtx learn --base BASE --text chapter.txt" in capsys.readouterr().out
+
+
+def test_a_scene_for_the_small_llama(data_folder, tmp_path, capsys):
+    """A few steps; the whole recipe takes minutes (benchmarks/evidence/document.py)."""
+    lines = (data_folder / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "scene.txt").write_text("\n".join(lines[:40]), encoding="utf-8")
+    stories = (data_folder / "text" / "tinystories.txt").read_text(encoding="utf-8")
+    (tmp_path / "stories.txt").write_text(stories[:40_000], encoding="utf-8")
+    given = ["--base", data_folder / "models" / "stories260K", "--output", tmp_path / "memory"]
+    given += ["--text", tmp_path / "scene.txt", "--background", tmp_path / "stories.txt"]
+    code = cli.run(
+        ["learn", *map(str, given), "--steps", "12", "--length", "64", "--samples", "0", "--json"]
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert told["text_loss_fall"] > 0.15
+    assert told["background_loss_rise"] < 0.03

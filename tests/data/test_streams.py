@@ -177,5 +177,11 @@ def test_what_a_worker_refuses_is_said_in_its_words():
     rows = [*FEW[:3], {"ids": []}]
     for num_workers in (0, 1):
         stream = streams.pipeline(rows, num_workers=num_workers)
-        with pytest.raises(ValueError, match="TokensEncoder: every row must have tokens"):
+        with pytest.raises(
+            ValueError, match="^TokensEncoder: every row must have tokens.*"
+        ) as caught:
             stream.next_batch(rank=0, world_size=1)
+        assert len(str(caught.value).splitlines()) == 1
+        # Where it happened in the worker is not lost.
+        notes = "".join(getattr(caught.value, "__notes__", []))
+        assert ("in __getitem__" in notes) == bool(num_workers)

@@ -86,11 +86,41 @@ def test_every_layout_is_found(row, tmp_path, monkeypatch, capsys):
             ["--base", "base", "--data", "odd.json", "--background", "text.txt"],
             "got fields=['a', 'b']; rename them with dataset.rename_column",
         ),
-        (["--base", "base", "--data", "odd.json", "--background", "no.txt"], "no.txt"),
+        (
+            ["--base", "base", "--data", "odd.json", "--background", "no.txt"],
+            "--background must be a file of text, got background='no.txt' (",
+        ),
+        (
+            ["--base", "base", "--data", "odd.json", "--background", "one.txt"],
+            "got background='one.txt', paragraphs=1; pass more",
+        ),
+        (
+            ["--base", "base", "--data", "few.json", "--background", "text.txt"],
+            "--data must hold at least 10 rows, as a tenth is asked and not taught, got rows=9",
+        ),
+        (
+            ["--base", "base", "--data", "blank.json", "--background", "text.txt"],
+            "--data must be a file of conversations or a dataset, got data='blank.json'",
+        ),
     ],
 )
 def test_refusals(arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_base(tmp_path)
     (tmp_path / "odd.json").write_text(json.dumps([{"a": "x", "b": "y"}] * 40), encoding="utf-8")
+    few = [{"prompt": "Where?", "completion": "Here."}] * 9
+    (tmp_path / "few.json").write_text(json.dumps(few), encoding="utf-8")
+    (tmp_path / "blank.json").write_text("", encoding="utf-8")
+    (tmp_path / "one.txt").write_text("One paragraph.", encoding="utf-8")
     assert expected in refusal_of(monkeypatch, "instruct", arguments)
+
+
+def test_rows_longer_than_the_context_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_base(tmp_path)
+    row = {"prompt": "Where?", "completion": "Here."}
+    (tmp_path / "chats.json").write_text(json.dumps([row] * 40), encoding="utf-8")
+    arguments = ["--base", "base", "--data", "chats.json", "--background", "text.txt"]
+    refused = refusal_of(monkeypatch, "instruct", [*arguments, "--row-length", "100000"])
+    longest = tiny.base(seed=0).config.max_position_embeddings
+    assert f"got row_length=100000, max_position_embeddings={longest}; pass a smaller" in refused

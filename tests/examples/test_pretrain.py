@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from memtx import load
 from tests.examples.processes import script, workplace
 from tests.examples.scripts import refusal_of
+from tests.rules.source import ROOT
 from tests.train import tiny
 
 QUICK = "tests.examples.quick_streams:plan"
@@ -72,6 +74,9 @@ def test_a_run_that_lost_its_end_takes_the_same_steps_again(trained):
         ),
         (["--data", "corpus.jsonl", "--field", "body"], "--field must be a field of the rows"),
         (["--data", "short.jsonl"], "--data must hold more than 32 documents"),
+        (["--data", "blank.jsonl"], "--data must be a file of text or a dataset, got data='blank"),
+        (["--data", "cut.jsonl"], "--data must be readable to its end, got an error: "),
+        (["--data", "numbers.jsonl"], "got field='text', value=[7]; name another"),
         (["--data", "corpus.jsonl", "--split", "test"], "split='test'"),
         (
             ["--tokenizer", "absent"],
@@ -87,5 +92,31 @@ def test_refusals(arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path)
     lines = (tmp_path / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
-    (tmp_path / "short.jsonl").write_text("\n".join(lines[:20]), encoding="utf-8")
+    files = {
+        "short": "\n".join(lines[:20]),
+        "blank": "",
+        "cut": "\n".join([*lines, lines[0][:9]]),
+        "numbers": '{"text": [7]}\n' * 40,
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
     assert expected in refusal_of(monkeypatch, "pretrain", arguments)
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_alone(trained, tmp_path, monkeypatch):
+    """Other data train another tokenizer, by whose numbers the saved weights mean nothing."""
+    shutil.copytree(trained[0] / "out", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    texts = [json.dumps({"text": f"Quite other words, {n} of them."}) for n in range(90)]
+    (tmp_path / "other.jsonl").write_text("\n".join(texts), encoding="utf-8")
+    arguments = [QUICK, "--data", "other.jsonl", "--output", "out"]
+    refused = refusal_of(monkeypatch, "pretrain", arguments)
+    assert "with the tokenizer it was begun with, got folder='out/tokenizer'" in refused
+    wanted = (trained[0] / "out" / "tokenizer" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").read_bytes() == wanted
+
+
+def test_rows_without_text_are_left_out():
+    has_text = runpy.run_path(str(ROOT / "examples" / "pretrain.py"))["has_text"]
+    given = ["words", "", " \n", None, 7]
+    assert [has_text({"body": text}, field="body") for text in given] == [1, 0, 0, 0, 1]

@@ -86,6 +86,8 @@ def main(folder: Path) -> None:
     job = replace(job, folder=folder / "ended", wait=0.3)
     with placed(job) as parallelism:
         made = trainer(job=job, parallelism=parallelism)
+        # It is asked to end as well: torchrun asks all processes of its processes.
+        made.streams["text"].documents.documents.num_workers = 1
         torch.manual_seed(100 + parallelism.rank)
         made.run()
 

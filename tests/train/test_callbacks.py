@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from memtx.adapters import MemoryAdapter
-from memtx.train import Callback, EarlyStopping, ExplodingLoss, Guard, Higher, Lower, digest
+from memtx.train import (
+    Callback,
+    EarlyStopping,
+    ExplodingLoss,
+    Guard,
+    Higher,
+    Lower,
+    ResumeIfAny,
+    RunCheckpoints,
+    digest,
+)
 from tests.train import tiny
 
 
@@ -84,6 +94,23 @@ def test_the_best_number_outlives_a_resume(model):
         callbacks=[other],
     )
     assert len(trainer.run()) == 1
+
+
+def test_a_run_that_was_ended_takes_no_step_when_it_is_started_again(model, tmp_path):
+    """A scheduler may start it until it is done: it would else learn on, a measure each time."""
+
+    def begun(patience, numbers):
+        return replace(
+            tiny.trainer(model=model, steps=8),
+            start=ResumeIfAny(folder=tmp_path),
+            evaluations=[Given(numbers=numbers, every=1)],
+            callbacks=[EarlyStopping(number="score", better=Lower(by=0.0), patience=patience)],
+            checkpoints=[RunCheckpoints(folder=tmp_path, every=100, keep=1)],
+        ).run()
+
+    assert [record["step"] for record in begun(2, [1.0, 2.0, 2.0, 0.5])] == [1, 2, 3]
+    assert begun(2, [0.5]) == []
+    assert [record["step"] for record in begun(3, [2.0, 0.5])] == [4]
 
 
 def test_a_number_that_never_came_is_warned_of(model):

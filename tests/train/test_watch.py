@@ -1,5 +1,6 @@
 """A process that fails ends the others: by the watch alone, and on two nodes of torchrun."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from memtx.train.watch import Watch
+from memtx.train.watch import Watch, _report
 from tests.train.processes import ROOT
 
 TIMES = {"every": 0.01, "silent": 0.2}
@@ -27,6 +28,23 @@ def test_the_first_failure_is_told_to_all():
     watches[2].tell(ValueError("no room"))
     watches[0].tell(RuntimeError("connection closed"))
     assert {watch.look() for watch in watches} == {"process 2 failed first: ValueError: no room"}
+
+
+def test_a_scripts_own_line_is_told_without_what_it_was_raised_from(tmp_path, monkeypatch):
+    """torchrun shows what is written there at the end of its report."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    one = watch_of(dist.HashStore(), 0, print, TIMES)
+    try:
+        try:
+            raise ValueError("rows=4, world_size=3")
+        except ValueError as error:
+            sys.exit(f"pretrain: {error}")
+    except SystemExit as error:
+        _report(error, watch=one)
+    assert one.look() == "process 0 failed first: SystemExit: pretrain: rows=4, world_size=3"
+    told = json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]
+    assert "SystemExit: pretrain: rows=4, world_size=3" in told["py_callstack"]
+    assert "During handling" not in told["py_callstack"]
 
 
 def test_one_that_gives_no_sign_is_taken_for_dead_by_all():

@@ -5,13 +5,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from memtx.cli import factories, inspect, learn, plan, verify
+from memtx.cli import ask, evaluate, factories, inspect, learn, plan, train, verify
 from memtx.cli.command import CommandError
 
 __all__ = ["CommandError", "main", "parser", "run"]
 
 # A command's file adds its parser, and the function that runs it as the parser's `call`.
-COMMANDS = [plan, learn, inspect, factories, verify]
+COMMANDS = [plan, train, learn, ask, evaluate, inspect, factories, verify]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +40,9 @@ def run(arguments: Sequence[str]) -> int:
     except (CommandError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("memtx: interrupted", file=sys.stderr)
+        return 130
     return code
 
 

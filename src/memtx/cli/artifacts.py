@@ -56,6 +56,8 @@ def _memory(path: Path, *, base: str | None) -> tuple[Any, str]:
 
 
 def _whole(path: Path) -> tuple[Any, str]:
+    # Lets transformers know the type of model that its tokenizer stands beside.
+    import memtx.huggingface  # noqa: F401
     from memtx.spec import load
 
     return load(path), str(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from memtx.cli.artifacts import loaded
-from memtx.cli.command import CommandError, Commands, add_command
+from memtx.cli.command import CommandError, Commands, add_command, in_one_line
 
 COMMAND = "memtx ask"
 EXAMPLES = [
@@ -80,7 +80,7 @@ def asked_for(asked: argparse.Namespace) -> int:
             f"none can be switched off; leave it out."
         )
     print(f"loading {asked.path}", file=sys.stderr, flush=True)
-    try:
+    with in_one_line(COMMAND):
         model, tokenizer = loaded(
             asked.path, base=asked.base, tokenizer=asked.tokenizer, owner=COMMAND
         )
@@ -92,8 +92,6 @@ def asked_for(asked: argparse.Namespace) -> int:
                 for kind in kinds
             }
             print(_written(question, answers, as_json=asked.json), flush=True)
-    except (ValueError, ImportError) as error:
-        raise CommandError(f"{COMMAND}: {' '.join(str(error).split())}") from error
     return 0
 
 
@@ -110,10 +108,12 @@ def _questions(given: list[str]) -> Iterator[str]:
 
 
 def _answer(model: Any, tokenizer: Any, question: str, *, kind: str, most: int) -> str:
+    from memtx.data import Fact, fact_tokens
     from memtx.evaluate.before import before_learning
     from memtx.generate import greedy, padding_token
 
-    ids = tokenizer(question)["input_ids"]
+    # As facts are asked: without the end token that some tokenizers put behind every text.
+    ids, _ = fact_tokens(tokenizer, Fact(prompt=question, answer=""))
     if not ids:
         raise CommandError(
             f"{COMMAND}: QUESTION must have tokens, got QUESTION={question!r}, which the tokenizer "

@@ -1,7 +1,8 @@
 """What the commands have in common: how they are added, and how they tell a user's mistake."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,6 +14,33 @@ else:
 
 class CommandError(Exception):
     """A user's mistake: told in one line, without a traceback."""
+
+
+def flat(error: Exception) -> str:
+    """Write an error's message in one line.
+
+    Args:
+        error: the error.
+    """
+    return " ".join(str(error).split())
+
+
+@contextmanager
+def in_one_line(command: str) -> Iterator[None]:
+    """Tell in one line what the library raises inside a `with` block.
+
+    Args:
+        command: the command that runs it.
+    """
+    try:
+        yield
+    except IndexError as error:
+        raise CommandError(
+            f"{command}: the tokenizer must be the model's own, got a token that the model does "
+            f"not have ({flat(error)}); name the right one by --tokenizer."
+        ) from error
+    except (ValueError, ArithmeticError, ImportError, RuntimeError) as error:
+        raise CommandError(f"{command}: {flat(error)}") from error
 
 
 def add_command(

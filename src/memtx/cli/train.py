@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memtx.cli.command import CommandError, Commands, add_command
+from memtx.cli.command import CommandError, Commands, add_command, flat
 from memtx.cli.find import check_arguments, find_factory, settings_of
 from memtx.cli.text import training_text
-from memtx.cli.training import COMMAND, flat, telling, train_one, trainers_of
+from memtx.cli.training import COMMAND, telling, train_one, trainers_of
 
 if TYPE_CHECKING:
     from memtx.train.parallel import Parallelism

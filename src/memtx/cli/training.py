@@ -9,7 +9,7 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import TYPE_CHECKING, Any
 
-from memtx.cli.command import CommandError
+from memtx.cli.command import CommandError, flat
 
 if TYPE_CHECKING:
     from memtx.train import Trainer
@@ -146,12 +146,3 @@ def telling(name: str) -> Iterator[None]:
             f"{COMMAND}: {name} must compose and train without an error, got "
             f"{type(error).__name__}: {flat(error)} (at {place.filename}:{place.lineno}); mend it."
         ) from error
-
-
-def flat(error: Exception) -> str:
-    """Write an error's message in one line.
-
-    Args:
-        error: the error.
-    """
-    return " ".join(str(error).split())

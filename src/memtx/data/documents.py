@@ -1,12 +1,13 @@
 """Documents in a fixed order, made by any number of workers, and a buffer that shuffles them."""
 
 import random
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from typing import final
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from memtx.checks import require, require_positive
 from memtx.data.fields import require_same
@@ -17,6 +18,15 @@ Made = list[tuple[int, list[Document]]]
 
 
 @final
+class _Refused:
+    """A refusal on its way out of a worker: torch would write a traceback into its message."""
+
+    def __init__(self, *, message: str, told: str) -> None:
+        self.message = message
+        self.told = told
+
+
+@final
 class _Making:
     """What a worker does: it makes documents of the rows that it is sent."""
 
@@ -24,8 +34,13 @@ class _Making:
         self.encoder = encoder
         self.limit = limit
 
-    def __getitem__(self, chunk: Chunk) -> Made:
-        return [(epoch, self.limit(self.encoder(row))) for epoch, row in chunk]
+    def __getitem__(self, chunk: Chunk) -> Made | _Refused:
+        try:
+            return [(epoch, self.limit(self.encoder(row))) for epoch, row in chunk]
+        except ValueError as error:
+            if get_worker_info() is None:
+                raise
+            return _Refused(message=str(error), told=traceback.format_exc())
 
 
 def _chunks(source: Source, *, states: deque[State], size: int) -> Iterator[Chunk]:
@@ -39,7 +54,7 @@ def _chunks(source: Source, *, states: deque[State], size: int) -> Iterator[Chun
         yield [source.next_row() for _ in range(size)]
 
 
-def _as_it_is(made: Made) -> Made:
+def _as_it_is(made: Made | _Refused) -> Made | _Refused:
     return made
 
 
@@ -99,7 +114,7 @@ class Documents:
         self._from: State | None = None
         self._row, self._piece = rows, pieces
         self._states: deque[State] = deque()
-        self._loader: Iterator[Made] | None = None
+        self._loader: Iterator[Made | _Refused] | None = None
 
     def next_document(self) -> tuple[int, Document]:
         """Give the next document and the number of its epoch.
@@ -128,12 +143,17 @@ class Documents:
     def _fetch(self) -> None:
         if self._loader is None:
             self._loader = self._start()
+        made = next(self._loader)
+        if isinstance(made, _Refused):
+            error = ValueError(made.message)
+            error.add_note(made.told)
+            raise error
         self._row -= len(self._made)
-        self._made = next(self._loader)
+        self._made = made
         self._from = self._states.popleft()
 
-    def _start(self) -> Iterator[Made]:
-        loader: DataLoader[Made] = DataLoader(
+    def _start(self) -> Iterator[Made | _Refused]:
+        loader: DataLoader[Made | _Refused] = DataLoader(
             _Making(encoder=self.encoder, limit=self.limit),  # type: ignore[arg-type]
             sampler=_chunks(self.source, states=self._states, size=self.chunk),
             batch_size=None,

@@ -3,6 +3,8 @@
 import math
 import statistics
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -121,7 +123,8 @@ class EarlyStopping:
     """Ends a run when a number has not got better for some measures.
 
     Looks at each record that has the number: with one of an evaluation, the run ends at that very
-    step. In several processes it is their mean.
+    step. In several processes it is their mean. A run that it ended is done: resumed, it takes no
+    step, unless with more patience.
 
     Args:
         number: its name in the records, such as `recall`.
@@ -169,10 +172,23 @@ class EarlyStopping:
             self.best, self.since = number, 0
             return
         self.since += 1
+        self._end(run)
+
+    def _end(self, run: Run) -> None:
         if self.since >= self.patience and run.stop is None:
             run.stop = (
                 f"{self.number} has not got better than {self.best} for {self.since} measures"
             )
+
+    @contextmanager
+    def around(self, run: Run) -> Iterator[None]:
+        """Let a run that was ended stay ended when it is started again.
+
+        Args:
+            run: the run, at its start.
+        """
+        self._end(run)
+        yield
 
     def _mean(self, run: Run, number: float) -> float:
         # Rounding may differ between processes, but they must end together.

@@ -176,6 +176,9 @@ def _report(error: BaseException, *, watch: Watch) -> None:
         watch.tell(error)
     except RuntimeError as trouble:
         error.add_note(f"The other processes could not be told: {trouble}")
+    if isinstance(error, SystemExit):
+        # A script's own line: where it comes from is no part of it.
+        error.__suppress_context__ = True
     get_error_handler().record_exception(error)
 
 

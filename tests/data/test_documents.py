@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import signal
 
 import pytest
 from datasets import Dataset, DatasetDict, load_dataset
@@ -178,6 +180,19 @@ def test_workers_end_when_their_documents_are_dropped():
     assert len(multiprocessing.active_children()) == 2
     del documents
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_outlives_a_request_to_stop(number):
+    """torchrun and terminals ask every process; the run has yet to end its step and to save."""
+    plain = streams.documents(streams.streamed(FEW), num_workers=0)
+    documents = streams.documents(streams.streamed(FEW), num_workers=1)
+    assert documents.next_document() == plain.next_document()
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, number)
+    for _ in range(100):
+        assert documents.next_document() == plain.next_document()
+    assert worker.is_alive()
 
 
 def test_a_buffer_holds_documents_of_one_epoch_at_a_time():

@@ -41,6 +41,10 @@ COMMANDS: dict[str, str] = {
         "tests/cli/test_plan.py"
     ),
     r"memtx learn --base BASE --text chapter\.txt .*": "tests/cli/test_learn.py",
+    # A base of random numbers in place of the demo's, and two steps.
+    r"\.venv/bin/memtx (ask|inspect|verify) runs/.*|\.venv/bin/memtx learn --base runs/.*": (
+        "tests/docs/test_tutorial.py"
+    ),
     r"memtx verify memory( --json)?": "tests/spec/test_verify.py",
     # At a size that runs on a CPU.
     r"PYTHONPATH=src:\. python benchmarks/out_of_core\.py --output benchmarks/results": (
@@ -48,4 +52,9 @@ COMMANDS: dict[str, str] = {
     ),
     r"memtx inspect memory --base BASE .*": "tests/cli/test_inspect.py",
     r"python -m memtx\.evaluate\.harness --model memtx .*": "tests/evaluate/harness/test_model.py",
+    # Of docs/cli.md: factories, files and bases there stand for those that the tests make.
+    r"memtx plan from_scratch:routed_a_30m .*": "tests/cli/test_plan.py",
+    r"(torchrun --nproc_per_node=2 -m )?memtx train .*": "tests/cli/test_train.py",
+    r"memtx ask (memory|model) .*": "tests/cli/test_ask.py",
+    r"memtx evaluate (memory|model) .*": "tests/cli/test_evaluate.py",
 }

@@ -9,6 +9,8 @@ from tests.docs.commands import COMMANDS
 from tests.rules.source import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# The tutorial's Python runs on what its commands made: tests/docs/test_tutorial.py.
+ALONE = [path for path in DOCUMENTS if path.name != "tutorial.md"]
 
 
 def name_of(path) -> str:
@@ -17,7 +19,7 @@ def name_of(path) -> str:
 
 # What torch.compile imports warns of torch's own past, once in a process.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("path", ALONE, ids=name_of)
 def test_python_blocks_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_python(path)

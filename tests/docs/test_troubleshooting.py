@@ -35,9 +35,7 @@ def unknown(message: str, known: list[re.Pattern[str]]) -> list[str]:
     if match is None:
         return [message]
     parts = [match["rule"], match["remedy"]]
-    return [
-        each for each in parts if each != ".." and not any(p.fullmatch(each) for p in known)
-    ]
+    return [each for each in parts if each != ".." and not any(p.fullmatch(each) for p in known)]
 
 
 @pytest.fixture(scope="module")

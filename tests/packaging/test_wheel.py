@@ -37,6 +37,7 @@ def test_wheel_holds_the_factories_inside_memtx(built):
 def test_wheel_is_typed_and_has_its_command_and_license(built):
     assert "memtx/py.typed" in built
     assert "memtx/cli/__init__.py" in built
+    assert "memtx/__main__.py" in built
     assert "memtx-0.1.0.dist-info/entry_points.txt" in built
     assert "memtx-0.1.0.dist-info/licenses/LICENSE" in built
 

@@ -20,6 +20,7 @@ LAYERS = [
     {"evaluate", "usage", "huggingface"},
     {"train"},
     {"cli"},
+    {"__main__"},
     {"factories"},
     {"examples"},
     {"benchmarks"},

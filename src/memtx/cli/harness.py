@@ -134,7 +134,7 @@ def _metrics(
         metric, comma, kept = key.partition(",")
         if not comma or metric.endswith("_stderr") or not _is_number(value):
             continue
-        error = values.get(f"{metric}_stderr,{kept}")
+        error: Any = values.get(f"{metric}_stderr,{kept}")
         interval = None
         if _is_number(error):
             low, high = value - reach * error, value + reach * error

@@ -73,7 +73,7 @@ def train_one(
     from memtx.train import ProgressBar, group_table
 
     first = trainer.parallelism.rank == 0
-    model = trainer.objective.model
+    model: Any = trainer.objective.model
     target = _target(model, name=name, folder=folder)
     if first:
         print(group_table(trainer.groups), file=sys.stderr if quiet else sys.stdout, flush=True)

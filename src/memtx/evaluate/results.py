@@ -20,7 +20,7 @@ class Interval:
     Args:
         low: its lower end.
         high: its upper end.
-        method: `wilson` or `bootstrap`.
+        method: `wilson`, `bootstrap`, or `normal` of a standard error that another tool told.
 
     Source: memtx's own.
 

@@ -34,12 +34,9 @@ class Docstrings(griffe.Extension):
         if obj.docstring:
             obj.docstring.value = in_known_words(obj.docstring.value)
 
-    def on_attribute(self, *, attr: griffe.Attribute, **_: Any) -> None:
-        """Hide a constructor's parameters as attributes: the class tells of them."""
-        if attr.parent and attr.parent.is_class and not attr.docstring:
-            attr.public = False
-
-    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        """Hide the methods that Python or torch calls, but for `__call__` and the constructor."""
-        if func.name.startswith("__") and func.name not in {"__call__", "__init__"}:
-            func.public = False
+    def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
+        """Take out what the class itself tells of: parameters kept as attributes, and hooks."""
+        for name, member in list(cls.members.items()):
+            silent = member.is_attribute and not member.has_docstring
+            if silent or (name.startswith("__") and name not in {"__call__", "__init__"}):
+                del cls.members[name]

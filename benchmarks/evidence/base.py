@@ -1,6 +1,7 @@
 """A Qwen2 base of 33 million parameters, trained by memtx itself on real texts.
 
-    PYTHONPATH=src:. python3 -m benchmarks.evidence.base DATA --output runs/evidence/base
+    PYTHONPATH=src:. python3 -m benchmarks.evidence.base DATA --output runs/evidence/base \\
+        --results benchmarks/results
 
 DATA is a folder with text/ (benchmarks.evidence.texts says which files; those that are missing are
 left out, and the report names the domains). The folder of output gets the model, its tokenizer and
@@ -20,7 +21,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.evidence.texts import Domain, domains
-from benchmarks.records import machine, versions
+from benchmarks.records import machine, versions, write_records
 from factories.tiny_base import qwen_tokenizer
 from memtx.adapters.compilation import compile_parts, uncompile_parts
 from memtx.data import Batches, TextRows
@@ -38,6 +39,9 @@ from memtx.train import (
     Trainer,
     WarmupCosine,
 )
+
+# Of the report, what becomes a record.
+KEPT = ("parameters", "training_tokens", "epochs", "steps", "seconds", "compiled", "curve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +210,8 @@ def train(
         model, size=size, rows=rows, held_out=held_out, steps=steps, seed=seed, device=device
     )
     records = trainer.run()
-    uncompile_parts(model)
+    if compiled:
+        uncompile_parts(model)
     trained = time.perf_counter()
     report = {
         "machine": machine(device),
@@ -239,6 +244,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the layers' parts first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--results", type=Path, help="write evidence_base.json there as well")
     asked = parser.parse_args()
     size = SIZES[asked.size]
     epochs = size.epochs if asked.epochs is None else asked.epochs
@@ -251,6 +257,16 @@ def main() -> None:
         output=asked.output,
     )
     print(json.dumps(report, indent=2))
+    if asked.results is not None:
+        domains_of = [{"case": name, **found} for name, found in report["held_out"].items()]
+        kept = {key: report[key] for key in KEPT}
+        write_records(
+            folder=asked.results,
+            name="evidence_base",
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            libraries=["torch", "transformers", "memtx"],
+            records=[{"case": "training", **kept}, *domains_of],
+        )
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def do(run: Run, *, rows: TextRows, held_out: list[str], folder: Path) -> Record
 
 def order(record: Record) -> Any:
     """Sort records as tables show them."""
-    return (record["bank_tokens"], record["run"])
+    return (record.get("bank_tokens", 0), record["run"])
 
 
 def main() -> None:

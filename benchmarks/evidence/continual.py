@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.evidence import injection
-from benchmarks.evidence.injection import RATES, SEEDS, chosen, prepared
+from benchmarks.evidence.injection import RATES, SEEDS, chosen, prepared, warm
 from benchmarks.evidence.lessons import Bench, Lesson, asked, bench_of, forgotten, particular, teach
 from benchmarks.evidence.methods import Rates
 from benchmarks.evidence.runs import Job, arguments, merge, records_in, work
@@ -125,7 +125,8 @@ def do(run: Run, *, bench: Bench, base: str) -> Record:
 
 def order(record: Record) -> Any:
     """Sort records as tables show them."""
-    return record["run"]
+    number = list(RATES).index(record["method"]) if "method" in record else len(RATES)
+    return (record.get("base", ""), number, record["run"])
 
 
 def main() -> None:
@@ -150,6 +151,7 @@ def main() -> None:
         print(f"{len(left)} of {len(jobs)} runs left, {sum(job.cost for job in left):.0f} steps")
         return
     bench = bench_of(asked_for.data, base=asked_for.base)
+    warm(bench, base=base)
     work(
         jobs,
         do=functools.partial(do, bench=bench, base=base),

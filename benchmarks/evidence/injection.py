@@ -19,7 +19,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.evidence.lessons import WINDOW, Bench, Lesson, bench_of, measured, particular, teach
+from benchmarks.evidence.lessons import (
+    FACTS_PER_STEP,
+    WINDOW,
+    Bench,
+    Lesson,
+    bench_of,
+    measured,
+    particular,
+    teach,
+)
 from benchmarks.evidence.methods import Learner, Rates, learner
 from benchmarks.evidence.runs import Job, arguments, merge, records_in, work
 from benchmarks.records import Record
@@ -151,6 +160,8 @@ def prepared(bench: Bench, *, method: str, seed: int) -> Learner:
 def do(run: Run, *, bench: Bench, base: str) -> Record:
     """Teach and measure."""
     edits = bench.facts[run.source][: run.facts]
+    if not edits:
+        raise ValueError(f"do: DATA must hold facts of {run.source}, got none; see its facts/.")
     made = prepared(bench, method=run.method, seed=run.seed)
     lesson = Lesson(
         steps=run.steps,
@@ -173,6 +184,24 @@ def do(run: Run, *, bench: Bench, base: str) -> Record:
     }
 
 
+def warm(bench: Bench, *, base: str) -> None:
+    """Compile what a GPU compiles, so that no run's time holds it."""
+    if bench.device.type != "cuda":
+        return
+    for weight in (0.0, 2.0):
+        run = Run(
+            stage="warm",
+            source=next(iter(bench.facts)),
+            facts=FACTS_PER_STEP,
+            method="memory-sharp",
+            rate=1e-3,
+            locality_weight=weight,
+            seed=SWEEP_SEED,
+            steps=3,
+        )
+        do(run, bench=bench, base=base)
+
+
 def options() -> argparse.Namespace:
     """Read the command line."""
     parser = arguments(__doc__ or "")
@@ -191,7 +220,9 @@ def options() -> argparse.Namespace:
 
 def order(record: Record) -> Any:
     """Sort records as tables show them."""
-    return (record.get("stage", ""), record["run"])
+    number = list(RATES).index(record["method"]) if "method" in record else len(RATES)
+    sizes = (record.get("stage", ""), record.get("source", ""), record.get("asked_facts", 0))
+    return (record.get("base", ""), *sizes, number, record["run"])
 
 
 def main() -> None:
@@ -210,6 +241,7 @@ def main() -> None:
         print(f"{len(left)} of {len(jobs)} runs left, {sum(job.cost for job in left):.0f} steps")
         return
     bench = bench_of(asked.data, base=asked.base)
+    warm(bench, base=base)
     work(
         jobs,
         do=functools.partial(do, bench=bench, base=base),

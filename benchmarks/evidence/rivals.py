@@ -56,13 +56,9 @@ class Prefixed(nn.Module):
         device: torch.device = self.model.get_base_model().device
         return device
 
-    def generate(self, **options: Any) -> Any:
-        """Continue prompts, by peft's own way."""
-        return self.model.generate(**options)
-
-    def forward(self, **options: Any) -> Any:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         """Answer as peft does."""
-        return self.model(**options)
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)
 
     def halves(self) -> "PrefixedHalves":
         return PrefixedHalves(model=self.model)

@@ -6,15 +6,17 @@ one run. A run is known by its name; one whose record is there is not run again.
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.records import Record, write_records
+from benchmarks.records import Record, machine, versions
 
 LIBRARIES = ["torch", "transformers", "peft", "memtx"]
 
@@ -85,6 +87,9 @@ def work(
     begun = time.perf_counter()
     done = {record["run"] for record in records_in(folder, name=name)}
     own = [job for job in jobs[part.index :: part.count] if job.name not in done]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # With every record: lines may be put together elsewhere.
+    place = {"machine": machine(device), "versions": versions(LIBRARIES)}
     spent, paid = 0.0, 0.0
     for number, job in enumerate(own):
         now = time.perf_counter()
@@ -92,12 +97,16 @@ def work(
         if budget_seconds is not None and now - begun + expected > budget_seconds:
             print(f"{part}: the time is over; {len(own) - number} runs are left", flush=True)
             return len(own) - number
-        record: Record = {"run": job.name, "processes": part.count}
+        record: Record = {"run": job.name, "processes": part.count, **place}
         try:
             record |= do(job.values)
         except FloatingPointError as error:
             # Too high a rate is a result as well.
             record["failed"] = str(error).splitlines()[0]
+        wild = [key for key, value in record.items() if _is_wild(value)]
+        if wild:
+            record = {key: value for key, value in record.items() if key not in wild}
+            record["failed"] = f"not finite: {', '.join(wild)}"
         record["whole_seconds"] = round(time.perf_counter() - now, 2)
         add(folder, record, name=name, part=part)
         spent, paid = spent + record["whole_seconds"], paid + job.cost
@@ -105,15 +114,28 @@ def work(
     return 0
 
 
+def _is_wild(value: Any) -> bool:
+    """Tell whether a number is not finite, which JSON cannot hold."""
+    if isinstance(value, list):
+        return any(map(_is_wild, value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def merge(folder: Path, *, name: str, results: Path, order: Callable[[Record], Any]) -> Path:
     """Write the records of all processes as one file of results."""
-    return write_records(
-        folder=results,
-        name=name,
-        device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        libraries=LIBRARIES,
-        records=sorted(records_in(folder, name=name), key=order),
-    )
+    records = sorted(records_in(folder, name=name), key=order)
+    machines = list(dict.fromkeys(record.pop("machine") for record in records))
+    found = [record.pop("versions") for record in records]
+    content = {
+        "machine": "; ".join(machines),
+        "versions": found[-1] if found else {},
+        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+        "records": records,
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    path = results / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
 
 
 def arguments(document: str) -> argparse.ArgumentParser:

@@ -27,10 +27,8 @@ COMMANDS: dict[str, str] = {
     # As the one above.
     r"python examples/train_tensor_memory\.py.*": "tests/examples/test_train_tensor_memory.py",
     r"python examples/resume\.py": "tests/examples/test_resume.py",
-    # On a plan of a dozen steps; in two processes and sharded too.
-    r"(python|torchrun --nproc_per_node=2) examples/pretrain\.py .*": (
-        "tests/examples/test_pretrain.py"
-    ),
+    # On a plan of a dozen steps.
+    r"python examples/pretrain\.py .*": "tests/examples/test_pretrain.py",
     r"python examples/instruct\.py .*": "tests/examples/test_instruct.py",
     # On two GPUs; here on a tiny stack in one process on the CPU.
     r"torchrun --nproc_per_node=2 benchmarks/scaling\.py .*": "tests/benchmarks/test_scaling.py",

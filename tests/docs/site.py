@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 
 def public_names() -> list[str]:
-    """Every public name with the package or module that offers it, such as `memtx.train.Trainer`."""
+    """Every public name with what offers it, such as `memtx.train.Trainer`."""
     found = [f"{module}.{name}" for module, names in MODULES.items() for name in names]
     for package in PACKAGES:
         module = importlib.import_module(f"memtx.{package}")

@@ -93,9 +93,10 @@ def test_docstrings_in_words_that_griffe_knows():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     text = (
-        "Does it.\n\nArgs:\n    None: it takes no arguments.\n\nShapes:\n    `[a]` to\n    `[b]`.\n\n"
-        "Source: a book.\n\nExample:\n    >>> 1\n    1"
+        "Does it.\n\nArgs:\n    None: it takes no arguments.\n\nShapes:\n    `[a]` to\n"
+        "    `[b]`.\n\nSource: a book.\n\nExample:\n    >>> 1\n    1"
     )
     assert module.in_known_words(text) == (
-        "Does it.\n\n**Shapes:** `[a]` to `[b]`.\n\n**Source:** a book.\n\nExamples:\n    >>> 1\n    1"
+        "Does it.\n\n**Shapes:** `[a]` to `[b]`.\n\n**Source:** a book.\n\n"
+        "Examples:\n    >>> 1\n    1"
     )

@@ -1,7 +1,7 @@
-"""What each process of `test_trainer_processes` runs, with a folder and a job.
+"""What each process of `test_trainer_processes` runs, with a folder.
 
-Job `poison`: the batch of the second process makes a loss that is not finite. Job `stop`: float16
-with an overflow, a frozen group, and early stopping by a number that differs between the processes.
+First `poison`: the batch of the second process makes a loss that is not finite. Then `stop`:
+float16 with an overflow, a frozen group, and early stopping by a number that differs between them.
 """
 
 import json
@@ -116,13 +116,13 @@ def stop(parallelism) -> dict[str, object]:
     }
 
 
-def main(folder: Path, job: str) -> None:
+def main(folder: Path) -> None:
     with launched() as parallelism:
-        found = {"poison": poison, "stop": stop}[job](parallelism)
+        found = {"poison": poison(parallelism), "stop": stop(parallelism)}
         path = folder / f"rank-{parallelism.rank}.json"
         path.write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
 """How two real processes end together: on a broken batch of one, and when nothing gets better."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,14 +9,17 @@ from tests.train import stopping_worker, tiny
 from tests.train.processes import launch
 
 
-def found_by_both(folder: Path, *, job: str) -> list[dict]:
-    done = launch("tests.train.stopping_worker", folder=folder, arguments=[job], num_processes=2)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What each process found, of both jobs in one launch."""
+    folder = tmp_path_factory.mktemp("stopping")
+    done = launch("tests.train.stopping_worker", folder=folder, arguments=[], num_processes=2)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def test_both_processes_name_the_batch_that_broke_in_one(tmp_path):
-    first, second = (each["message"] for each in found_by_both(tmp_path, job="poison"))
+def test_both_processes_name_the_batch_that_broke_in_one(found):
+    first, second = (each["poison"]["message"] for each in found)
     assert first == second
     # Step 3, second batch of a step, second process: the last of the first 12.
     sha1 = digest(tiny.fact_batches(batch_size=1)[11])
@@ -25,8 +27,8 @@ def test_both_processes_name_the_batch_that_broke_in_one(tmp_path):
     assert f"batches=['facts 11 (process 1, sha1 {sha1}, share nan)'];" in first
 
 
-def test_both_processes_stop_at_one_step_with_one_model(tmp_path):
-    first, second = found_by_both(tmp_path, job="stop")
+def test_both_processes_stop_at_one_step_with_one_model(found):
+    first, second = (each["stop"] for each in found)
     assert first == second
     assert first["untouched"]
     assert first["frozen"]

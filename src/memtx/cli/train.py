@@ -172,7 +172,7 @@ def _run(
     for name, compose in trainers_of(made, name=asked.factory).items():
         with telling(asked.factory):
             trainer = compose()
-            runs[name] = train_one(
+            run = train_one(
                 trainer,
                 name=name,
                 folder=folder,
@@ -180,7 +180,8 @@ def _run(
                 quiet=asked.json,
             )
             if hasattr(made, "base_name"):
-                runs[name]["base"] = made.base_name
+                run["base"] = made.base_name
+            runs[name or run["kind"]] = run
     return {
         "factory": asked.factory,
         "seed": asked.seed,
@@ -210,15 +211,15 @@ def written(report: dict[str, Any]) -> str:
     """Write a report, a few lines for each training."""
     lines = []
     for name, run in report["runs"].items():
-        title = f"{name}: " if name else ""
+        title = f"{name}: " if len(report["runs"]) > 1 else ""
         taken = f"{run['steps_taken']:,} of {run['steps']:,} steps in {run['seconds']:.0f} s"
         if run["first"] is not None:
             taken += f"; loss {run['first']['loss']:.4f} -> {run['last']['loss']:.4f}"
         lines.append(title + taken)
-        if run["measured"]:
-            lines.append(
-                "  " + "  ".join(f"{key} {value:.4g}" for key, value in run["measured"].items())
-            )
+        # Those of single parts, such as `router/layers.1/dead`, stand in the JSON.
+        whole = {key: value for key, value in run["measured"].items() if key.count("/") < 2}
+        if whole:
+            lines.append("  " + "  ".join(f"{key} {value:.4g}" for key, value in whole.items()))
         lines.append(f"  saved {run['saved']}")
     lines.append(
         f"{report['processes']} process(es) on {report['device']}; seed {report['seed']}; ask it by"

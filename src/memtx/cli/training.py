@@ -89,7 +89,7 @@ def train_one(
         tokenizer.save_pretrained(target)
     measured: dict[str, float] = {}
     for record in records:
-        measured |= {key: record[key] for key in record.keys() - records[0].keys()}
+        measured |= {key: value for key, value in record.items() if key not in records[0]}
     return {
         "kind": "memory" if is_memory else "model",
         "saved": str(target),

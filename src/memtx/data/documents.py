@@ -1,7 +1,7 @@
 """Documents in a fixed order, made by any number of workers, and a buffer that shuffles them."""
 
+import os
 import random
-import signal
 import traceback
 from collections import deque
 from collections.abc import Iterator
@@ -55,13 +55,12 @@ def _chunks(source: Source, *, states: deque[State], size: int) -> Iterator[Chun
         yield [source.next_row() for _ in range(size)]
 
 
-def _leave_signals_to_the_run(number: int) -> None:  # noqa: ARG001
-    """Let a worker outlive a request to stop, which reaches all processes of a terminal or job.
+def _apart(number: int) -> None:  # noqa: ARG001
+    """Take a worker out of the group of processes that a terminal or torchrun asks to stop.
 
-    The run ends behind a step, for which it may need documents; workers end with its process.
+    The run ends behind a step, for which it may need documents; its workers end with it.
     """
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
+    os.setpgrp()
 
 
 def _as_it_is(made: Made | _Refused) -> Made | _Refused:
@@ -169,7 +168,7 @@ class Documents:
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=_apart,
             # Its own, so that the numbers of the run's dropout are left alone.
             generator=torch.Generator(),
         )

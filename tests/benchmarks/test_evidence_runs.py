@@ -1,0 +1,79 @@
+"""Runs are shared out, taken up, and kept when a process is killed; texts are cut without loss."""
+
+import argparse
+import json
+
+import pytest
+
+from benchmarks.evidence import texts
+from benchmarks.evidence.runs import Job, Share, merge, records_in, share, work
+
+ALL = Share(index=0, count=1)
+
+
+def jobs(count):
+    return [Job(name=f"run {n}", cost=1.0, values=n) for n in range(count)]
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    called = []
+
+    def do(number):
+        called.append(number)
+        return {"value": number}
+
+    given = {"do": do, "folder": tmp_path, "name": "some", "budget_seconds": None}
+    assert work(jobs(3), part=Share(index=1, count=2), **given) == 0
+    assert called == [1]
+    assert work(jobs(3), part=ALL, **given) == 0
+    assert called == [1, 0, 2]
+    assert sorted(r["value"] for r in records_in(tmp_path, name="some")) == [0, 1, 2]
+
+
+def test_a_line_that_was_cut_off_loses_one_run(tmp_path):
+    given = {"do": lambda n: {"value": n}, "folder": tmp_path, "name": "some"}
+    work(jobs(2), part=ALL, budget_seconds=None, **given)
+    path = tmp_path / "some-0-of-1.jsonl"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[:-20], encoding="utf-8")
+    assert [r["value"] for r in records_in(tmp_path, name="some")] == [0]
+    work(jobs(2), part=ALL, budget_seconds=None, **given)
+    assert sorted(r["value"] for r in records_in(tmp_path, name="some")) == [0, 1]
+
+
+def test_no_run_is_begun_that_would_end_after_the_budget(tmp_path):
+    given = {"do": lambda n: {"value": n}, "folder": tmp_path, "name": "some", "part": ALL}
+    assert work(jobs(4), budget_seconds=0.0, **given) == 4
+    assert records_in(tmp_path, name="some") == []
+
+
+def test_what_diverges_is_a_record_of_its_own(tmp_path):
+    def do(number):
+        if number == 0:
+            raise FloatingPointError("loss is nan")
+        return {"value": float("nan") if number == 1 else 2.0, "curve": [1.0]}
+
+    work(jobs(3), do=do, folder=tmp_path, name="some", part=ALL, budget_seconds=None)
+    found = {r["run"]: r for r in records_in(tmp_path, name="some")}
+    assert found["run 0"]["failed"] == "loss is nan"
+    assert found["run 1"]["failed"] == "not finite: value"
+    assert found["run 2"]["value"] == 2.0
+    path = merge(tmp_path, name="some", results=tmp_path / "out", order=lambda r: r["run"])
+    content = json.loads(path.read_text(encoding="utf-8"))
+    assert [r["run"] for r in content["records"]] == ["run 0", "run 1", "run 2"]
+    assert {"machine", "versions", "date"} <= set(content)
+    assert "torch" in content["versions"]
+    assert not {"machine", "versions"} & set(content["records"][0])
+
+
+def test_a_share_is_one_of_its_count():
+    assert share("2/3") == Share(index=2, count=3)
+    with pytest.raises(argparse.ArgumentTypeError, match="got 3/3"):
+        share("3/3")
+
+
+def test_documents_are_cut_at_lines_and_keep_all():
+    text = "one\ntwo\n\nthree\nfour"
+    found = texts.cut(text, characters=6)
+    assert found == ["one\ntwo", "three", "four"]
+    assert texts.parted([str(n) for n in range(40)])[1] == ["38", "39"]

@@ -53,3 +53,16 @@ def test_capped_logits_are_capped():
             input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=None, labels=None
         )
         torch.testing.assert_close(halves.logits(hidden), torch.tanh(plain / 2.0) * 2.0)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_learned_prefix_is_refused():
+    """It stands before the backbone's input: losses made of two halves would not see it."""
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    prefixed = peft.get_peft_model(llama(), config)
+    expected = (
+        r"halves_of: a model of peft must change layers, .* got peft_type='.*PREFIX_TUNING'; "
+    )
+    with pytest.raises(ValueError, match=expected):
+        halves_of(prefixed)

@@ -6,8 +6,9 @@ from typing import Any, final
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from memtx.adapters.families import inner_model
+from memtx.adapters.families import inner_model, is_peft
 from memtx.adapters.reading import Reading
+from memtx.checks import require
 from memtx.context import holds_documents
 from memtx.ops.heads import Head, head_of
 
@@ -104,5 +105,19 @@ def halves_of(model: Any) -> Any:
     Args:
         model: a Hugging Face causal language model, a `MemoryAdapter`, or a whole model of memtx,
             which gives halves of its own with the same face.
+
+    Raises:
+        ValueError: if it is a model of `peft` that learns a prompt or a prefix: these stand before
+            the backbone's own input, which is called here without them.
     """
+    learns_prompt = is_peft(model) and bool(
+        getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    )
+    require(
+        ok=not learns_prompt,
+        owner="halves_of",
+        rule="a model of peft must change layers, not learn a prompt or a prefix",
+        got={"peft_type": str(getattr(model, "peft_type", None)) if learns_prompt else None},
+        remedy="call the model itself with labels, and take its loss",
+    )
     return model.halves() if hasattr(model, "halves") else CausalLM(model=model, reading=None)

@@ -5,14 +5,18 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: test demo lint bench docs
+.PHONY: test test-slow demo lint bench docs
 
 # Shapes are checked through an import hook that torch.compile cannot trace, hence two passes.
 # Files are dealt out whole, so that what a file trains for its tests is trained once.
 WORKERS := --numprocesses=auto --maxprocesses=4 --dist=loadfile
 test: $(STAMP)
 	$(BIN)/python -m pytest $(WORKERS) --jaxtyping-packages=memtx,beartype.beartype -m shapes
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
+
+# Scripts that measure, and long runs of several processes: CI runs these as well.
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest $(WORKERS) -m slow
 
 demo: $(STAMP)
 	$(BIN)/python examples/train_qwen_adapter.py

@@ -93,6 +93,7 @@ def test_without_factories_it_says_where_it_looked(tmp_path, monkeypatch, capsys
     assert f"repository={tmp_path / 'factories'}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_factory_of_the_repository_stands_alone(tmp_path):
     for name in factories.factory_names(factories.factories_folder()):
         folder = tmp_path / name

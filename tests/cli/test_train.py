@@ -107,6 +107,7 @@ def test_the_folder_is_named_after_the_function(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "runs" / "alone" / "memory" / "memory.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_by_torchrun_learn_what_one_does(tmp_path, capsys):
     code, out, err = run(capsys, "lesson", ["--output", tmp_path / "one", "--json"])
     assert code == 0, err

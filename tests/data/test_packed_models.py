@@ -169,6 +169,7 @@ def test_a_mask_alone_does_not_keep_documents_apart_in_transformers():
     assert (apart - mixed).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_ten_thousand_documents_hold_no_label_across_a_boundary():
     rows = streams.token_rows(count=10_000, longest=60)
     stream = streams.pipeline(rows, num_workers=0)

@@ -58,6 +58,7 @@ def test_processes_share_one_sequence():
                 assert streams.same(batch, wanted[number])
 
 
+@pytest.mark.slow
 def test_three_real_processes_with_workers(tmp_path):
     done = launch("tests.data.worker", folder=tmp_path, arguments=[], num_processes=3)
     assert done.returncode == 0, done.stderr[-3000:]

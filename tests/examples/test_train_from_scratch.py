@@ -96,6 +96,7 @@ def test_what_is_saved_is_the_trained_stack(done, name):
     assert model(input_ids=ids).logits.shape == (1, 3, 2_048)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_table(done, tmp_path):
     folder = workplace(tmp_path)
     write_text(folder / "days.txt")

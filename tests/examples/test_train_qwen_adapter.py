@@ -110,6 +110,7 @@ def test_the_record_holds_the_world_of_the_seed(alone):
     assert record["old_facts"] == [vars(fact) for fact in old[2:]]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_table(alone, tmp_path):
     folder = workplace(tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -135,8 +135,8 @@ DAMAGES = {
         lambda folder: rewrite_tensors(
             folder, lambda tensors: tensors.update({BANK: tensors[BANK].to(torch.float8_e4m3fn)})
         ),
-        f"verify: the dtype of a tensor must be one of BOOL, U8, I8, I16, F16, BF16, I32, F32, F64, "
-        f"I64, got tensor='{BANK}', dtype='F8_E4M3'; save it again.",
+        f"verify: the dtype of a tensor must be one of BOOL, U8, I8, I16, F16, BF16, I32, F32, "
+        f"F64, I64, got tensor='{BANK}', dtype='F8_E4M3'; save it again.",
     ),
     "tensors of another dtype": (
         lambda folder: rewrite_tensors(

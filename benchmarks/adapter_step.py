@@ -9,6 +9,10 @@ their users do, and LoRA once more by memtx's loop and chunked loss. Every varia
 second time in reverse order, on a base of its own; numbers are over the steps of both runs.
 `compiled` variants compile before the timed steps: memtx by `compile_parts`, LoRA layer by layer.
 
+`memtx-routed` has a bank of 262,144 tokens, of which every row reads as many as `memtx` has; its
+gradients and optimizer are those of the rows that were read. `--variants` measures some of them:
+records of the others that are in the file stay there.
+
 `memtx-locality` reads a second batch of the same size as background, three passes in all; its
 tokens per second are those that are taught. Peaks are of what torch allocated, weights included.
 """
@@ -23,9 +27,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen2Config
 
-from benchmarks.adapter_variants import Setting, memory_in_layers, variants
+from benchmarks.adapter_memories import memory_in_layers, routed_in_layers
+from benchmarks.adapter_variants import Setting, variants
 from benchmarks.clocks import clock_of, forget_peak, peak_gib
-from benchmarks.records import Record, write_records
+from benchmarks.records import Record, kept_records, write_records
 from factories.qwen_adapter import memory_for_1_5b, memory_for_tiny
 
 NAME = "adapter_step"
@@ -64,6 +69,17 @@ def full_setting(device: torch.device) -> Setting:
             num_heads=12,
             num_kv_heads=2,
         ),
+        routed_memory=lambda base: routed_in_layers(
+            base=base,
+            layers=[0, 1, 2, 3, 4, 23, 24, 25, 26, 27],
+            num_chapters=4_096,
+            tokens_per_chapter=64,
+            chapters_read=32,
+            dim=1_536,
+            kv_dim=256,
+            num_heads=12,
+            num_kv_heads=2,
+        ),
         virtual_tokens=2_048,
         device=device,
     )
@@ -95,6 +111,17 @@ def tiny_setting(device: torch.device) -> Setting:
             base=base,
             layers=[3],
             num_memory_tokens=32,
+            dim=128,
+            kv_dim=64,
+            num_heads=4,
+            num_kv_heads=2,
+        ),
+        routed_memory=lambda base: routed_in_layers(
+            base=base,
+            layers=[0, 1, 2, 3],
+            num_chapters=16,
+            tokens_per_chapter=8,
+            chapters_read=4,
             dim=128,
             kv_dim=64,
             num_heads=4,
@@ -139,9 +166,8 @@ def _run(*, setting: Setting, name: str) -> Run:
     )
 
 
-def run_all(setting: Setting) -> dict[str, list[Run]]:
-    """Run every variant, and all again in reverse order, so that a drift falls on all alike."""
-    names = list(variants(setting))
+def run_all(setting: Setting, names: list[str]) -> dict[str, list[Run]]:
+    """Run variants, and all again in reverse order, so that a drift falls on all alike."""
     runs: dict[str, list[Run]] = {name: [] for name in names}
     for name in [*names, *reversed(names)]:
         runs[name].append(run_once(setting=setting, name=name))
@@ -177,10 +203,12 @@ def record_of(*, setting: Setting, name: str, runs: list[Run]) -> Record:
 
 
 def add_ratios(records: list[Record]) -> None:
-    """Set memtx over each rival, in time and memory, in memtx's records."""
-    rivals = [r for r in records if not r["variant"].startswith("memtx")]
+    """Set memtx over each rival, in time and memory, in memtx's records; a large bank over ours."""
+    others = [r for r in records if not r["variant"].startswith("memtx")]
+    small = [r for r in records if r["variant"] in ("memtx", "memtx-compiled")]
     for record in records:
         if record["variant"].startswith("memtx"):
+            rivals = others + (small if "routed" in record["variant"] else [])
             ratios = {
                 rival["variant"]: {
                     "time": quotient(record["milliseconds"], rival["milliseconds"]),
@@ -188,7 +216,7 @@ def add_ratios(records: list[Record]) -> None:
                 }
                 for rival in rivals
             }
-            record |= {"ratio": ratios[RIVAL]["time"], "ratios": ratios}
+            record |= {"ratio": ratios.get(RIVAL, {}).get("time"), "ratios": ratios}
 
 
 def quotient(above: float | None, below: float | None) -> float | None:
@@ -220,15 +248,17 @@ def main() -> int:
     """Run, write and print; 1 if a variant of memtx failed."""
     parser = argparse.ArgumentParser(description="Time a training step of memtx and its rivals.")
     parser.add_argument("--tiny", action="store_true", help="a size for a CPU; measures nothing")
+    parser.add_argument("--variants", nargs="+", help="names of those to run; all if absent")
     parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
     options = parser.parse_args()
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     setting = tiny_setting(device) if options.tiny else full_setting(device)
-    runs = run_all(setting)
+    runs = run_all(setting, options.variants or list(variants(setting)))
     records = [record_of(setting=setting, name=name, runs=runs[name]) for name in runs]
     add_ratios(records)
+    kept = kept_records(options.output / f"{NAME}.json", records, keys=("case", "variant"))
     path = write_records(
-        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records
+        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=kept + records
     )
     print(f"{setting.case}\n{table(records)}\n{path}")
     failed = [r for r in records if "error" in r and r["variant"].startswith("memtx")]

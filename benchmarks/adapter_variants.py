@@ -8,40 +8,33 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from benchmarks.adapter_memories import Memory
 from benchmarks.clocks import Clock
-from memtx import (
-    Insertion,
-    Linear,
-    MemoryAdapter,
-    MemoryCrossAttention,
-    Normal,
-    Residual,
-    RMSNorm,
-    Site,
-    StandardMemoryBank,
-    Zeros,
-)
 from memtx.adapters.compilation import compile_parts
 from memtx.adapters.families import decoder_layers
 from memtx.data.protocols import Batch
 from memtx.train import (
     AdamW,
+    BankRows,
     BFloat16Autocast,
     Fresh,
     LocalityLoss,
     NextTokenLoss,
     Objective,
+    Optimizer,
     ParameterGroup,
+    RowAdagrad,
     SingleProcess,
     Trainer,
     WarmupCosine,
 )
+from memtx.train.sparse_gradients import sparse_bank_gradients
 
 LEARNING_RATE = 5e-4
 BETAS = (0.9, 0.99)
 CLIP_NORM = 1.0
+ADAM = AdamW(betas=BETAS, eps=1e-8)
 CHUNK = 2_048  # tokens whose logits memtx's losses hold at a time: the recipe's value
-Memory = Callable[[nn.Module], MemoryAdapter]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +49,7 @@ class Setting:
     timed: int
     memory: Memory
     upper_memory: Memory
+    routed_memory: Memory
     virtual_tokens: int
     device: torch.device
 
@@ -103,53 +97,13 @@ def random_base(setting: Setting) -> nn.Module:
     return base.train()
 
 
-def memory_in_layers(
-    *,
-    base: nn.Module,
-    layers: list[int],
-    num_memory_tokens: int,
-    dim: int,
-    kv_dim: int,
-    num_heads: int,
-    num_kv_heads: int,
-) -> MemoryAdapter:
-    """Put one bank, read after the attention of some layers, into a base."""
-    bank = StandardMemoryBank(num_memory_tokens=num_memory_tokens, dim=dim, init=Normal(std=1.0))
-
-    def linear(out_features: int) -> Linear:
-        return Linear(in_features=dim, out_features=out_features, bias=False, init=Normal(std=0.02))
-
-    def recall() -> Residual:
-        return Residual(
-            norm=RMSNorm(dim=dim, eps=1e-6),
-            sublayer=MemoryCrossAttention(
-                bank=bank,
-                q_proj=linear(dim),
-                k_proj=linear(kv_dim),
-                v_proj=linear(kv_dim),
-                o_proj=Linear(in_features=dim, out_features=dim, bias=False, init=Zeros()),
-                num_heads=num_heads,
-                num_kv_heads=num_kv_heads,
-                dropout=0.0,
-            ),
-        )
-
-    return MemoryAdapter(
-        base=base,
-        banks=[bank],
-        insertions=[
-            Insertion(layer=layer, site=Site.AFTER_ATTENTION, sublayers=[recall()])
-            for layer in layers
-        ],
-    )
-
-
 def by_trainer(
     *,
     setting: Setting,
     model: nn.Module,
     terms: list[NextTokenLoss | LocalityLoss],
     groups: list[ParameterGroup],
+    optimizer: Optimizer,
 ) -> Prepared:
     """Train by memtx's own loop, in float32 under bfloat16 autocast; the clock is its logger."""
 
@@ -159,7 +113,7 @@ def by_trainer(
             objective=objective,
             streams={name: RandomTokens(setting=setting) for name in objective.streams},
             groups=groups,
-            optimizer=AdamW(betas=BETAS, eps=1e-8),
+            optimizer=optimizer,
             schedule=WarmupCosine(warmup_steps=0, total_steps=setting.steps, floor=1.0),
             precision=BFloat16Autocast(),
             parallelism=SingleProcess(device=setting.device),
@@ -201,12 +155,28 @@ def memory(
             group(name="bank", modules=[adapter.banks], without=[]),
             group(name="reading", modules=[adapter.insertions], without=[adapter.banks]),
         ],
+        optimizer=ADAM,
     )
 
 
-def compiled_memory(*, setting: Setting, put_into: Memory) -> Prepared:
+def routed_memory(*, setting: Setting) -> Prepared:
+    """Train a large routed bank as the guide says: of its rows, those that were read."""
+    adapter = setting.routed_memory(random_base(setting))
+    sparse_bank_gradients(adapter)
+    return by_trainer(
+        setting=setting,
+        model=adapter,
+        terms=[next_token()],
+        groups=[
+            group(name="bank", modules=[adapter.banks], without=[]),
+            group(name="reading", modules=[adapter.insertions], without=[adapter.banks]),
+        ],
+        optimizer=BankRows(rows=RowAdagrad(eps=1e-10), rest=ADAM, banks=list(adapter.banks)),
+    )
+
+
+def compiled(prepared: Prepared) -> Prepared:
     """The same with the parts between the hooks compiled."""
-    prepared = memory(setting=setting, put_into=put_into, terms=[next_token()])
     compile_parts(prepared.model)
     return prepared
 
@@ -292,10 +262,14 @@ def variants(setting: Setting) -> dict[str, Callable[[], Prepared]]:
         "memtx-locality": lambda: memory(
             setting=setting, put_into=setting.memory, terms=[next_token(), locality]
         ),
-        "memtx-compiled": lambda: compiled_memory(setting=setting, put_into=setting.memory),
-        "memtx-upper-layers-compiled": lambda: compiled_memory(
-            setting=setting, put_into=setting.upper_memory
+        "memtx-compiled": lambda: compiled(
+            memory(setting=setting, put_into=setting.memory, terms=[next_token()])
         ),
+        "memtx-upper-layers-compiled": lambda: compiled(
+            memory(setting=setting, put_into=setting.upper_memory, terms=[next_token()])
+        ),
+        "memtx-routed": lambda: routed_memory(setting=setting),
+        "memtx-routed-compiled": lambda: compiled(routed_memory(setting=setting)),
         "peft-lora-r16": lambda: by_own_loss(setting=setting, model=lora(setting)),
         "peft-lora-r16-compiled": lambda: by_own_loss(
             setting=setting, model=compiled_lora(setting)
@@ -316,4 +290,5 @@ def peft_by_trainer(setting: Setting) -> Prepared:
         model=model,
         terms=[next_token()],
         groups=[group(name="lora", modules=[model], without=[])],
+        optimizer=ADAM,
     )

@@ -20,7 +20,6 @@ cases that are in the file already stay there.
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -34,7 +33,7 @@ import torch
 from benchmarks.adapter_step import quotient
 from benchmarks.clocks import clock_of, forget_peak, peak_gib
 from benchmarks.generation import generated
-from benchmarks.records import Record, write_records
+from benchmarks.records import Record, kept_records, write_records
 from factories.mixture_of_chapters import control, reading
 from memtx import MemoryTransformer, MemtxForCausalLM, RollingRouting, SequenceRouting
 from memtx.generate import AsProjected, freeze_for_inference
@@ -229,16 +228,6 @@ def same_work(one: str, other: str) -> bool:
     return words[0] == words[1]
 
 
-def kept_records(path: Path, new: Sequence[Record]) -> list[Record]:
-    """Give the records of an earlier file that are not measured anew."""
-    if not path.is_file():
-        return []
-    keys = ("case", "variant", "num_memory_tokens")
-    measured = [[record[key] for key in keys] for record in new]
-    found: list[Record] = json.loads(path.read_text(encoding="utf-8"))["records"]
-    return [record for record in found if [record[key] for key in keys] not in measured]
-
-
 def table(records: Sequence[Record]) -> str:
     """Write the records as a table."""
     lines = [
@@ -315,7 +304,8 @@ def main() -> int:
         for rows in options.rows or usual
         for case in cases_of(options)
     ]
-    records = kept_records(options.output / f"{NAME}.json", records) + records
+    keys = ("case", "variant", "num_memory_tokens")
+    records = kept_records(options.output / f"{NAME}.json", records, keys=keys) + records
     add_ratios(records)
     path = write_records(
         folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records

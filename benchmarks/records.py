@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +28,21 @@ def write_records(
     }
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def kept_records(path: Path, new: Sequence[Record], *, keys: Sequence[str]) -> list[Record]:
+    """Give the records of an earlier file that are not measured anew.
+
+    Args:
+        path: the file; none may be there.
+        new: the records that were measured now.
+        keys: what tells one record from another.
+    """
+    if not path.is_file():
+        return []
+    measured = [[record[key] for key in keys] for record in new]
+    found: list[Record] = json.loads(path.read_text(encoding="utf-8"))["records"]
+    return [record for record in found if [record.get(key) for key in keys] not in measured]
 
 
 def machine(device: torch.device) -> str:

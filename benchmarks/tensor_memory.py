@@ -5,10 +5,11 @@
     PYTHONPATH=src:. python3 benchmarks/tensor_memory.py --draw docs/tensor-memory-cost.png
 
 Inputs are query, key and value `[batch, length, heads, dim]`, random; a step is features, the read,
-and the gradients of all three. Every variant runs twice, the second time in reverse order. Peaks
-are of what torch allocated above what stood before the step, inputs and gradients left out of
-neither. fla's kernels run where it is installed; `fla-delta` is another rule (keys of length 1,
-no normaliser), which only its speed is compared with.
+and the gradients of all three. Every variant is made and compiled once and runs twice, the second
+time in reverse order. `--parts` measures some of the cases; records of the others that are in the
+file already stay there. Peaks are of what torch allocated above what stood before the step, inputs
+and gradients left out of neither. fla's kernels run where it is installed; `fla-delta` is another
+rule (keys of length 1, no normaliser), which only its speed is compared with.
 
 The second sets the chunks against the recurrence on a CPU, and the third draws the cost against the
 length from the results of the first. The record `stream` reads a million tokens in pieces from a
@@ -20,6 +21,7 @@ import gc
 import json
 import statistics
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +29,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.clocks import clock_of, forget_peak, peak_gib
-from benchmarks.records import Record, write_records
+from benchmarks.records import Record, kept_records, write_records
 from benchmarks.tensor_variants import (
     SWEEP,
     VARIANTS,
     Case,
+    Read,
     cpu_cases,
     full_cases,
     growing_cases,
@@ -43,6 +46,7 @@ from memtx import TensorMemoryState
 NAME = "tensor_memory"
 LIBRARIES = ["torch", "triton", "flash-linear-attention", "fla-core"]
 FILES = {"full": NAME, "cpu": f"{NAME}_cpu", "tiny": NAME}
+PARTS = ("source", "long", "growing", "stream")
 RESULTS = Path("benchmarks/results")
 WARM_UP, TIMED = 3, 20
 GIB = 2**30
@@ -68,12 +72,12 @@ def allocated(device: torch.device) -> float:
     return torch.cuda.memory_allocated(device) / GIB if device.type == "cuda" else 0.0
 
 
-def run_once(case: Case, name: str, device: torch.device) -> tuple[list[float], float | None]:
+def run_once(
+    case: Case, name: str, read: Read, device: torch.device
+) -> tuple[list[float], float | None]:
     """Time the steps of a variant, and give the peak above what stood before."""
-    variant = (VARIANTS | SWEEP)[name]
     before = allocated(device)
-    inputs = inputs_of(case, dtype=variant.dtype, device=device)
-    read = variant.make(case)
+    inputs = inputs_of(case, dtype=(VARIANTS | SWEEP)[name].dtype, device=device)
     direction = torch.randn_like(inputs[0])
     clock = clock_of(device)
     warm_up, timed = (WARM_UP, TIMED) if "recurrence" not in name else (1, 2)
@@ -92,17 +96,20 @@ def run_case(case: Case, device: torch.device) -> list[Record]:
     times: dict[str, list[float]] = {name: [] for name in case.variants}
     peaks: dict[str, float | None] = {}
     errors: dict[str, str] = {}
+    reads = {name: (VARIANTS | SWEEP)[name].make(case) for name in case.variants}
     for name in [*case.variants, *reversed(case.variants)]:
+        started = time.perf_counter()
         try:
-            milliseconds, peaks[name] = run_once(case, name, device)
+            milliseconds, peaks[name] = run_once(case, name, reads[name], device)
             times[name] += milliseconds
         except Exception as error:
             errors[name] = f"{type(error).__name__}: {error}"[:300]
         gc.collect()
-        torch.compiler.reset()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        print(f"{case.name}: {name}: {errors.get(name, 'ran')}", file=sys.stderr, flush=True)
+        said = errors.get(name, f"{time.perf_counter() - started:.0f} s with its start")
+        print(f"{case.name}: {name}: {said}", file=sys.stderr, flush=True)
+    torch.compiler.reset()  # no case meets what another one compiled
     return [record_of(case, name, times[name], peaks.get(name), errors.get(name)) for name in times]
 
 
@@ -250,24 +257,38 @@ def draw(*, results: Path, path: Path) -> None:
     figure.savefig(path)
 
 
-def measure(size: str, *, folder: Path, leave_out: list[str]) -> list[Record]:
+def cases_of(size: str, *, parts: list[str]) -> list[Case]:
+    """Give the cases of a size; of the full one, the parts that were asked for."""
+    if size != "full":
+        return cpu_cases() if size == "cpu" else tiny_cases()
+    source, long, *growing = full_cases()
+    named = {"source": [source], "long": [long], "growing": growing, "stream": []}
+    return [case for part in parts for case in named[part]]
+
+
+def measure(size: str, *, parts: list[str], folder: Path, leave_out: list[str]) -> list[Record]:
     """Run the cases of a size, and write anew after each, so that a run that is stopped keeps."""
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     records: list[Record] = []
+    path = folder / f"{FILES[size]}.json"
 
     def keep(found: list[Record]) -> None:
         records.extend(found)
-        path = write_records(
-            folder=folder, name=FILES[size], device=device, libraries=LIBRARIES, records=records
+        write_records(
+            folder=folder,
+            name=path.stem,
+            device=device,
+            libraries=LIBRARIES,
+            records=kept_records(path, records, keys=("case", "variant")) + records,
         )
         print(path, file=sys.stderr, flush=True)
 
-    for case in {"full": full_cases, "cpu": cpu_cases, "tiny": tiny_cases}[size]():
+    for case in cases_of(size, parts=parts):
         left = [v for v in case.variants if not any(part in v for part in leave_out)]
         found = run_case(replace(case, variants=left), device)
         add_ratios(found)
         keep(found)
-    if size != "cpu":
+    if size != "cpu" and "stream" in parts:
         tokens, piece = (512, 128) if size == "tiny" else (1_000_000, 20_000)
         keep(stream(tokens=tokens, piece=piece, device=device))
         lengths = [64] if size == "tiny" else [1_024, 16_384, 131_072]
@@ -284,13 +305,21 @@ def main() -> int:
     parser.add_argument(
         "--leave-out", nargs="*", default=[], help="parts of names of variants not to run"
     )
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="cases of the full size"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--draw", type=Path, help="draw the plot of the results into this PNG")
     options = parser.parse_args()
     if options.draw is not None:
         draw(results=options.output / f"{NAME}.json", path=options.draw)
         return 0
-    records = measure(options.size, folder=options.output, leave_out=options.leave_out)
+    records = measure(
+        options.size,
+        parts=options.parts,
+        folder=options.output,
+        leave_out=options.leave_out,
+    )
     print(table(records))
     failed = [r for r in records if "error" in r and r["variant"].startswith("memtx")]
     return 1 if failed else 0

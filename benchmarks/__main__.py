@@ -16,32 +16,48 @@ import time
 
 import torch
 
-SCRIPTS = {
+BANKS = ["--sizes", "16384", "65536", "262144", "1048576"]
+# Of each script the options of every run.
+SCRIPTS: dict[str, dict[str, list[list[str]]]] = {
     "cuda": {
-        "adapter_step": [],
-        "adapter_profile": [],
-        "adapter_families": ["--size", "1.5b"],
-        "rows": ["--size", "1.5b"],
-        "routed_read": [],
-        "mixture_of_chapters": ["--rows", "16"],
-        "bank_size": ["--work", "step", "--sizes", "16384", "65536", "262144", "1048576"],
-        "generation": ["--size", "1.5b", "--batches", "1", "64"],
-        "out_of_core": [],
-        "tensor_memory": ["--size", "full"],
-        "associative_recall": [],
-        "loop_overhead": [],
+        "adapter_step": [[]],
+        "adapter_profile": [[]],
+        "adapter_families": [["--size", "1.5b"]],
+        "rows": [["--size", "1.5b"]],
+        "routed_read": [[], ["--sweep"]],
+        "mixture_of_chapters": [["--rows", "16"]],
+        "bank_size": [
+            [
+                "--work",
+                "step",
+                *BANKS,
+                "--variants",
+                "frozen-bank",
+                "dense-adamw",
+                "sparse-adagrad",
+            ],
+            ["--work", "token", *BANKS],
+        ],
+        "generation": [["--size", "1.5b", "--batches", "1", "64"]],
+        "page_read": [[]],
+        "out_of_core": [[]],
+        "step_profile": [["--seconds", "900"]],
+        "tensor_memory": [["--size", "full"]],
+        "associative_recall": [[]],
+        "loop_overhead": [[]],
     },
     "cpu": {
-        "adapter_families": ["--size", "tiny"],
-        "rows": ["--size", "tiny"],
-        "routed_read": ["--cpu"],
-        "tensor_memory": ["--size", "cpu"],
-        "loop_overhead": [],
+        "adapter_families": [["--size", "tiny"]],
+        "rows": [["--size", "tiny"]],
+        "routed_read": [["--cpu"], ["--cpu", "--sweep"]],
+        "page_read": [["--cpu"]],
+        "tensor_memory": [["--size", "cpu"]],
+        "loop_overhead": [[]],
     },
 }
 DATA = os.environ.get("MEMTX_TEST_DATA")
 if DATA is not None:
-    SCRIPTS["cpu"]["data"] = ["--data", DATA]
+    SCRIPTS["cpu"]["data"] = [["--data", DATA]]
 RESULTS = "benchmarks/results"
 
 
@@ -55,10 +71,11 @@ def main() -> int:
     failed = []
     for name in options.only:
         started = time.perf_counter()
-        command = [sys.executable, f"benchmarks/{name}.py", *scripts[name], "--output", RESULTS]
-        print(" ".join(command[1:]), flush=True)
-        if subprocess.run(command, check=False).returncode != 0:
-            failed.append(name)
+        for given in scripts[name]:
+            command = [sys.executable, f"benchmarks/{name}.py", *given, "--output", RESULTS]
+            print(" ".join(command[1:]), flush=True)
+            if subprocess.run(command, check=False).returncode != 0:
+                failed.append(" ".join([name, *given]))
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
     subprocess.run([sys.executable, "benchmarks/performance.py"], check=True)
     if failed:

@@ -21,7 +21,8 @@ from torch import nn
 
 from benchmarks.adapter_step import LIBRARIES, full_setting, tiny_setting
 from benchmarks.adapter_variants import CHUNK, CLIP_NORM, RandomTokens, Setting, random_base
-from benchmarks.clocks import clock_of, forget_peak, peak_gib
+from benchmarks.clocks import forget_peak, peak_gib
+from benchmarks.kernels import kernels_of, milliseconds, rate_of_products
 from benchmarks.records import Record, write_records
 from memtx import MemoryAdapter
 from memtx.adapters.compilation import compile_parts
@@ -29,14 +30,6 @@ from memtx.adapters.families import decoder_layers
 from memtx.ops.linear_losses import chunked_cross_entropy
 
 NAME = "adapter_profile"
-# The first whose word is in a kernel's name; what is left is element by element.
-KINDS = {
-    "attention": ("sdpa", "fmha", "flash", "dot_do_o", "convert_dq"),
-    "matrix products": ("nvjet", "gemm", "cutlass", "splitk"),
-    "loss over logits": ("softmax", "_log_"),
-    "optimizer": ("adam", "multi_tensor"),
-    "copies and fills": ("memcpy", "memset", "fill", "copy"),
-}
 
 
 class Step:
@@ -80,6 +73,11 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def whole(self) -> None:
+        """Take one step, as fast as it goes."""
+        for part in (self.forward, self.take_loss, self.backward, self.update):
+            part()
+
     def base_forward(self) -> None:
         """The base alone, to its hidden states: what no adapter can do without."""
         with torch.no_grad(), self.adapter.disabled():
@@ -97,25 +95,6 @@ class Step:
             "update": self.update,
             "base forward alone": self.base_forward,
         }
-
-
-def milliseconds(*, device: torch.device, call: Callable[[], object]) -> float:
-    """Time one call, alone on the device."""
-    clock = clock_of(device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    clock.log({})
-    call()
-    clock.log({})
-    return clock.milliseconds()[0]
-
-
-def rate_of_products(device: torch.device) -> float:
-    """Give the floating-point operations a millisecond of a large product in bfloat16."""
-    size = 8_192 if device.type == "cuda" else 256
-    left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16).unbind()
-    times = [milliseconds(device=device, call=lambda: left @ right) for _ in range(10)]
-    return 2.0 * size**3 / statistics.median(times)
 
 
 def operations(*, setting: Setting, adapter: MemoryAdapter) -> dict[str, float]:
@@ -165,31 +144,14 @@ def records_of_parts(*, setting: Setting, step: Step, rate: float) -> list[Recor
     ]
 
 
-def kernels(step: Step) -> dict[str, float]:
-    """Give the GPU's milliseconds in one step by kind of kernel."""
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        for part in (step.forward, step.take_loss, step.backward, step.update):
-            part()
-        torch.cuda.synchronize()
-    found: dict[str, float] = {}
-    for event in seen.key_averages():
-        name = event.key.lower()
-        kinds = [kind for kind, words in KINDS.items() if any(word in name for word in words)]
-        kind = kinds[0] if kinds else "element by element"
-        found[kind] = found.get(kind, 0.0) + event.self_device_time_total / 1000.0
-    return dict(sorted(found.items(), key=lambda pair: -pair[1]))
-
-
 def profile_step(*, setting: Setting, compiled: bool, rate: float) -> list[Record]:
     """Give the records of one way to run the step."""
     step = Step(setting=setting, compiled=compiled)
     forget_peak(setting.device)
     records = records_of_parts(setting=setting, step=step, rate=rate)
     if setting.device.type == "cuda":
-        records[0] |= {"peak_gib": peak_gib(setting.device), "kernels": kernels(step)}
+        seen = kernels_of(step.whole, device=setting.device, count=1)
+        records[0] |= {"peak_gib": peak_gib(setting.device), "kernels": seen}
     return records
 
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from benchmarks.adapter_memories import Memory
 from benchmarks.clocks import Clock
+from memtx import MemoryAdapter
 from memtx.adapters.compilation import compile_parts
 from memtx.adapters.families import decoder_layers
 from memtx.data.protocols import Batch
@@ -49,7 +50,8 @@ class Setting:
     timed: int
     memory: Memory
     upper_memory: Memory
-    routed_memory: Memory
+    routed_memory: Callable[[nn.Module, int], MemoryAdapter]
+    chapters_read: tuple[int, int]
     virtual_tokens: int
     device: torch.device
 
@@ -69,17 +71,21 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomTokens:
-    """Batches of fresh random tokens, made where the model is; a label everywhere, no padding."""
+    """Batches of fresh random tokens; a label everywhere, no padding."""
 
     setting: Setting
 
     def next_batch(self, *, rank: int, world_size: int) -> Batch:
-        return self.draw()
+        """Give a batch on the CPU, as memtx's loop takes it."""
+        return self._draw(torch.device("cpu"))
 
     def draw(self) -> Batch:
-        """Draw one batch."""
+        """Draw one batch where the model is."""
+        return self._draw(self.setting.device)
+
+    def _draw(self, device: torch.device) -> Batch:
         size = (self.setting.batch, self.setting.length)
-        ids = torch.randint(self.setting.config.vocab_size, size, device=self.setting.device)
+        ids = torch.randint(self.setting.config.vocab_size, size, device=device)
         return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
 
     def state_dict(self) -> dict[str, int]:
@@ -159,9 +165,9 @@ def memory(
     )
 
 
-def routed_memory(*, setting: Setting) -> Prepared:
+def routed_memory(*, setting: Setting, chapters_read: int) -> Prepared:
     """Train a large routed bank as the guide says: of its rows, those that were read."""
-    adapter = setting.routed_memory(random_base(setting))
+    adapter = setting.routed_memory(random_base(setting), chapters_read)
     sparse_bank_gradients(adapter)
     return by_trainer(
         setting=setting,
@@ -253,6 +259,7 @@ def bare_forward(setting: Setting) -> Prepared:
 
 def variants(setting: Setting) -> dict[str, Callable[[], Prepared]]:
     """Give every variant by name; each is built, on a base of its own, when it is called."""
+    few, as_many = setting.chapters_read
     locality = LocalityLoss(name="locality", stream="background", weight=1.0, chunk=CHUNK)
     return {
         "memtx": lambda: memory(setting=setting, put_into=setting.memory, terms=[next_token()]),
@@ -268,8 +275,13 @@ def variants(setting: Setting) -> dict[str, Callable[[], Prepared]]:
         "memtx-upper-layers-compiled": lambda: compiled(
             memory(setting=setting, put_into=setting.upper_memory, terms=[next_token()])
         ),
-        "memtx-routed": lambda: routed_memory(setting=setting),
-        "memtx-routed-compiled": lambda: compiled(routed_memory(setting=setting)),
+        "memtx-routed": lambda: routed_memory(setting=setting, chapters_read=few),
+        "memtx-routed-compiled": lambda: compiled(
+            routed_memory(setting=setting, chapters_read=few)
+        ),
+        "memtx-routed-2048-compiled": lambda: compiled(
+            routed_memory(setting=setting, chapters_read=as_many)
+        ),
         "peft-lora-r16": lambda: by_own_loss(setting=setting, model=lora(setting)),
         "peft-lora-r16-compiled": lambda: by_own_loss(
             setting=setting, model=compiled_lora(setting)

@@ -284,32 +284,30 @@ def main() -> int:
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     torch.set_float32_matmul_precision("high")
     usual = [16] if options.work == "step" else [1, 64]
-    records = [
-        run(
-            train if options.work == "step" else decode,
-            case,
-            Setting(
-                batch=rows,
-                length=16 if options.tiny else 1_024,
-                warm_up=1 if options.tiny else 5,
-                timed=2 if options.tiny else 15,
-                prompt=8 if options.tiny else 128,
-                new_tokens=2 if options.tiny else 64,
-                left_out=1 if options.tiny else 16,
-                rounds=1 if options.tiny else 5,
-                compiled=not options.eager,
-                device=device,
-            ),
+    path = options.output / f"{NAME}.json"
+    records: list[Record] = []
+    for rows in options.rows or usual:
+        setting = Setting(
+            batch=rows,
+            length=16 if options.tiny else 1_024,
+            warm_up=1 if options.tiny else 5,
+            timed=2 if options.tiny else 15,
+            prompt=8 if options.tiny else 128,
+            new_tokens=2 if options.tiny else 64,
+            left_out=1 if options.tiny else 16,
+            rounds=1 if options.tiny else 5,
+            compiled=not options.eager,
+            device=device,
         )
-        for rows in options.rows or usual
-        for case in cases_of(options)
-    ]
-    keys = ("case", "variant", "num_memory_tokens")
-    records = kept_records(options.output / f"{NAME}.json", records, keys=keys) + records
-    add_ratios(records)
-    path = write_records(
-        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records
-    )
+        for case in cases_of(options):
+            found = [run(train if options.work == "step" else decode, case, setting)]
+            keys = ("case", "variant", "num_memory_tokens")
+            # Written anew after each, so that a run that is stopped keeps what it has.
+            records = kept_records(path, found, keys=keys) + found
+            add_ratios(records)
+            write_records(
+                folder=path.parent, name=NAME, device=device, libraries=LIBRARIES, records=records
+            )
     print(f"{table(records)}\n{path}")
     return 1 if any("error" in record for record in records) else 0
 

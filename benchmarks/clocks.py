@@ -25,6 +25,11 @@ class CudaClock:
         event.record()
         self.events.append(event)
 
+    @property
+    def count(self) -> int:
+        """Ticks so far."""
+        return len(self.events)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -48,6 +53,11 @@ class HostClock:
         """Tick; the face of a `Logger`."""
         self.seconds.append(time.perf_counter())
 
+    @property
+    def count(self) -> int:
+        """Ticks so far."""
+        return len(self.seconds)
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -57,7 +67,37 @@ class HostClock:
         return [1000.0 * (second - first) for first, second in pairs]
 
 
-Clock = CudaClock | HostClock
+class ProcessorClock:
+    """Ticks by the time a processor worked for this process, for a host that others use as well.
+
+    With one thread that is the time that passes where nobody else works.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def begin(self, step: int) -> None:
+        """Nothing is opened; ticks of a run before are kept."""
+
+    def log(self, record: Record) -> None:
+        """Tick; the face of a `Logger`."""
+        self.seconds.append(time.process_time())
+
+    @property
+    def count(self) -> int:
+        """Ticks so far."""
+        return len(self.seconds)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def milliseconds(self) -> list[float]:
+        """Give the time from each tick to the next."""
+        pairs = zip(self.seconds, self.seconds[1:], strict=False)
+        return [1000.0 * (second - first) for first, second in pairs]
+
+
+Clock = CudaClock | HostClock | ProcessorClock
 
 
 def clock_of(device: torch.device) -> Clock:

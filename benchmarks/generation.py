@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from benchmarks.adapter_step import full_setting, quotient, tiny_setting
 from benchmarks.adapter_variants import Memory
 from benchmarks.clocks import forget_peak, peak_gib
-from benchmarks.records import Record, write_records
+from benchmarks.records import Record, kept_records, write_records
 from memtx import MemoryAdapter
 from memtx.generate import AsProjected, InDtype, InEightBits, freeze_for_inference
 
@@ -206,22 +206,35 @@ def run(name: str, *, batch: int, setting: Setting) -> Record:
     }
 
 
-def records_of(*, names: list[str], batch: int, setting: Setting) -> list[Record]:
-    """Measure the base, the variants and the base again, and set them over the base."""
-    records = []
+def records_of(
+    *, names: list[str], batch: int, setting: Setting, keep: Callable[[list[Record]], object]
+) -> list[Record]:
+    """Measure the base, the variants and the base again, and set them over the base.
+
+    What there is is kept after each, so that a run that is stopped keeps it.
+    """
+    records: list[Record] = []
     for name in [BASE, *(name for name in names if name != BASE), BASE]:
         records.append(run(name, batch=batch, setting=setting))
+        set_over_base(records)
+        keep(records)
         torch.compiler.reset()  # no variant meets what another one compiled
         gc.collect()
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
-    bases = [r["milliseconds"] for r in (records[0], records[-1]) if r["milliseconds"]]
-    records[-1]["variant"] = f"{BASE}-again"
-    for record in records[1:-1]:
+    return records
+
+
+def set_over_base(records: list[Record]) -> None:
+    """Set each variant over the base, before and, once it is there, after all others."""
+    found = [record for record in records if record["variant"].startswith(BASE)]
+    if len(found) > 1:
+        found[1]["variant"] = f"{BASE}-again"
+    bases = [record["milliseconds"] for record in found if record["milliseconds"]]
+    for record in (each for each in records if each not in found):
         record["ratio"] = quotient(
             record["milliseconds"], statistics.mean(bases) if bases else None
         )
-    return records
 
 
 def table(records: list[Record]) -> str:
@@ -251,14 +264,18 @@ def main() -> int:
     on_gpu = torch.cuda.is_available() and not options.cpu
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     setting = setting_of(options.size, device)
-    records = [
-        record
-        for batch in options.batches
-        for record in records_of(names=options.variants, batch=batch, setting=setting)
-    ]
-    path = write_records(
-        folder=options.output, name=NAME, device=device, libraries=LIBRARIES, records=records
-    )
+    records: list[Record] = []
+    path = options.output / f"{NAME}.json"
+
+    def keep(found: list[Record]) -> None:
+        new = records + found
+        kept = kept_records(path, new, keys=("case", "variant"))
+        write_records(
+            folder=path.parent, name=NAME, device=device, libraries=LIBRARIES, records=kept + new
+        )
+
+    for batch in options.batches:
+        records += records_of(names=options.variants, batch=batch, setting=setting, keep=keep)
     print(f"{table(records)}\n{path}")
     return 1 if any("error" in record for record in records) else 0
 

@@ -71,7 +71,7 @@ def measured(model: Any, bank: Any, size: Size, *, device: torch.device) -> Reco
     )
     generated(model, prompts[:1].to(device), size.window + 8)
     if hasattr(bank, "traffic"):
-        bank._residents.forget()
+        bank.forget()
         before = dict(vars(bank.traffic))
     forget_peak(device)
     tokens, times = generated(model, prompts[1:].to(device), size.generated)

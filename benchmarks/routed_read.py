@@ -7,6 +7,12 @@ On a GPU: reads by sequence (16 x 1,024 tokens, each sequence its 65 chapters of
 included. On a CPU: 1,024 chapters of 64 tokens, 16 of them read by a sequence, against dense
 reading of all, in float32. `--tiny` takes sizes that measure nothing, for either.
 
+`--sweep` grows one size at a time instead, in joint reads by sequence: chapters read, length, and
+memory tokens of the bank, beside dense reading of all and attention to gathered chapters. It keeps
+its records in a file of their own, which is written after each point. On a CPU it runs in one
+thread, and `milliseconds` is the fastest by the processor's own time, since others may use the
+machine. `--axes` grows some of the sizes; records of the others that are in the file stay there.
+
 A rival that leaves something out says so in its name; it is then faster than what it stands for.
 `milliseconds` is the median from one backward pass to the next with the host running ahead, as in
 training; `peak_gib` what a read needs beside its arguments, their gradients included.
@@ -17,113 +23,22 @@ import gc
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.clocks import clock_of, forget_peak, peak_gib
+from benchmarks.clocks import Clock, ProcessorClock, clock_of, forget_peak, peak_gib
+from benchmarks.read_cases import AXES, Case, Point, cpu_cases, gpu_cases, sweep, tiny_cases
 from benchmarks.read_rivals import Arguments, by_sequence, by_token, dense
-from benchmarks.records import Record, write_records
+from benchmarks.records import Record, kept_records, write_records
 from memtx.ops.routed_read import independent_read, joint_read
 from memtx.ops.segments import Segments
 
 NAME = "routed_read"
 LIBRARIES = ["torch", "triton"]
+GATHERED, DENSE = "gather + SDPA without weights", "dense reading of all"
 READS = {"joint": joint_read, "independent": independent_read}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """Sizes of one case; `length` tokens to a row, `chapters` in the memory, `chosen` read."""
-
-    name: str
-    batch: int
-    length: int
-    chapters: int
-    tokens: int
-    chosen: int
-    shared: int
-    heads: int
-    width: int
-    by_token: bool
-    dtype: torch.dtype
-
-
-def gpu_cases() -> list[Case]:
-    """The reads of the 371M mixture-of-chapters model, and finer and coarser choices by token."""
-    sizes = [(4096, 64, 4), (4096, 64, 8), (512, 512, 2), (128, 512, 4)]
-    return [
-        Case(
-            name="by sequence 16 x 1024, 65 of 4097 x 64",
-            batch=16,
-            length=1024,
-            chapters=4097,
-            tokens=64,
-            chosen=65,
-            shared=1,
-            heads=12,
-            width=64,
-            by_token=False,
-            dtype=torch.bfloat16,
-        ),
-        *(
-            Case(
-                name=f"by token 16384, {chosen} of {chapters} x {tokens}",
-                batch=1,
-                length=16_384,
-                chapters=chapters,
-                tokens=tokens,
-                chosen=chosen,
-                shared=0,
-                heads=12,
-                width=64,
-                by_token=True,
-                dtype=torch.bfloat16,
-            )
-            for chapters, tokens, chosen in sizes
-        ),
-    ]
-
-
-def cpu_cases() -> list[Case]:
-    """One sequence that reads 1,024 of 65,536 memory tokens."""
-    return [
-        Case(
-            name="by sequence 1 x 256, 16 of 1024 x 64",
-            batch=1,
-            length=256,
-            chapters=1024,
-            tokens=64,
-            chosen=16,
-            shared=0,
-            heads=4,
-            width=64,
-            by_token=False,
-            dtype=torch.float32,
-        )
-    ]
-
-
-def tiny_cases() -> list[Case]:
-    """Both kinds at sizes that run anywhere and measure nothing."""
-    return [
-        Case(
-            name=f"tiny by {'token' if each else 'sequence'}",
-            batch=2,
-            length=64,
-            chapters=9,
-            tokens=8,
-            chosen=3,
-            shared=0 if each else 1,
-            heads=2,
-            width=8,
-            by_token=each,
-            dtype=torch.float32,
-        )
-        for each in (False, True)
-    ]
 
 
 def arguments_of(case: Case, *, device: torch.device) -> Arguments:
@@ -176,7 +91,12 @@ def variants(case: Case, mixing: str, *, on_gpu: bool) -> dict[str, Callable[[Ar
 
 
 def measured(
-    read: Callable[[Arguments], Tensor], arguments: Arguments, *, warm_up: int, timed: int
+    read: Callable[[Arguments], Tensor],
+    arguments: Arguments,
+    *,
+    clock: Clock,
+    warm_up: int,
+    timed: int,
 ) -> Record:
     """Time one read, forward and backward."""
     device = arguments.query.device
@@ -191,7 +111,6 @@ def measured(
             once()
         forget_peak(device)
         before = torch.cuda.memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
-        clock = clock_of(device)
         clock.log({})
         for _ in range(timed):
             once()
@@ -215,10 +134,9 @@ def records_of(case: Case, mixing: str, *, device: torch.device, few: bool) -> l
     each = variants(case, mixing, on_gpu=device.type == "cuda")
     records: dict[str, Record] = {}
     for name in [*each, "memtx"]:
-        record = measured(each[name], arguments, warm_up=2 if few else 5, timed=3 if few else 20)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        counts = {"warm_up": 2 if few else 5, "timed": 3 if few else 20}
+        record = measured(each[name], arguments, clock=clock_of(device), **counts)
+        give_back(device)
         known = records.get(name, record)
         faster = min(known, record, key=lambda r: r["milliseconds"] or float("inf"))
         records[name] = faster
@@ -230,30 +148,62 @@ def records_of(case: Case, mixing: str, *, device: torch.device, few: bool) -> l
     return [{"case": title, "variant": name, **record} for name, record in records.items()]
 
 
+def give_back(device: torch.device) -> None:
+    """Give back what a read held."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def records_at(point: Point, *, device: torch.device) -> list[Record]:
+    """Run memtx and what it is drawn beside at one point of an axis."""
+    torch.manual_seed(0)
+    title = f"{point.axis}: {point.case.name}"
+    records: list[Record] = []
+    try:
+        arguments = arguments_of(point.case, device=device)
+        each = {
+            "memtx": memtx_read("joint"),
+            GATHERED: by_sequence("joint")[GATHERED],
+            **(dense() if point.dense else {}),
+        }
+    except Exception as error:  # sizes that do not fit are a result
+        each, text = {}, f"{type(error).__name__}: {error}"
+        records.append({"variant": "memtx", "milliseconds": None, "peak_gib": None, "error": text})
+    for name, read in each.items():
+        on_gpu = device.type == "cuda"
+        clock = clock_of(device) if on_gpu else ProcessorClock()
+        timed = 3 if name == DENSE else 15
+        record = measured(read, arguments, clock=clock, warm_up=2, timed=timed)
+        if not on_gpu and "error" not in record:
+            record["milliseconds"] = record["milliseconds_min"]
+        records.append({"variant": name, **record})
+        give_back(device)
+    ours = records[0]["milliseconds"]
+    for record in records:
+        theirs = record["milliseconds"]
+        record["ratio"] = ours / theirs if ours and theirs else None
+    return [{"case": title, "axis": point.axis, "at": point.at, **record} for record in records]
+
+
 def table(records: list[Record]) -> str:
     """Write the records as a table."""
     lines = [f"{'case':<62}{'variant':<34}{'ms':>10}{'GiB':>8}{'memtx/it':>10}"]
     for r in records:
+        case = r["case"] if r.get("at") is None else f"{r['case']}: {r['at']}"
         if "error" in r:
-            lines.append(f"{r['case']:<62}{r['variant']:<34} {r['error'].splitlines()[0][:60]}")
+            lines.append(f"{case:<62}{r['variant']:<34} {r['error'].splitlines()[0][:60]}")
             continue
         peak = "-" if r["peak_gib"] is None else f"{r['peak_gib']:.2f}"
         lines.append(
-            f"{r['case']:<62}{r['variant']:<34}{r['milliseconds']:>10.3f}{peak:>8}"
+            f"{case:<62}{r['variant']:<34}{r['milliseconds']:>10.3f}{peak:>8}"
             f"{r['ratio'] or 0.0:>10.3f}"
         )
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Run, write and print; 1 if a read of memtx failed."""
-    parser = argparse.ArgumentParser(description="Time reads of chosen chapters and rivals.")
-    parser.add_argument("--tiny", action="store_true", help="sizes that measure nothing")
-    parser.add_argument("--cpu", action="store_true", help="the case of a CPU, also beside a GPU")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
-    options = parser.parse_args()
-    on_gpu = torch.cuda.is_available() and not options.cpu
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+def run_cases(options: argparse.Namespace, *, on_gpu: bool, device: torch.device) -> list[Record]:
+    """Run the cases, each in both mixings."""
     cases = gpu_cases() if on_gpu else cpu_cases()
     records = []
     for case in tiny_cases() if options.tiny else cases:
@@ -261,11 +211,44 @@ def main() -> int:
             few = options.tiny or not on_gpu
             records += records_of(case, mixing, device=device, few=few)
             print(table(records[-1:]), file=sys.stderr, flush=True)
-    name = NAME if on_gpu or options.tiny else f"{NAME}_cpu"
-    path = write_records(
-        folder=options.output, name=name, device=device, libraries=LIBRARIES, records=records
-    )
-    print(f"{table(records)}\n{path}")
+    return records
+
+
+def main() -> int:
+    """Run, write and print; 1 if a read of memtx failed."""
+    parser = argparse.ArgumentParser(description="Time reads of chosen chapters and rivals.")
+    parser.add_argument("--tiny", action="store_true", help="sizes that measure nothing")
+    parser.add_argument("--cpu", action="store_true", help="the case of a CPU, also beside a GPU")
+    parser.add_argument("--sweep", action="store_true", help="grow one size at a time")
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES), help="of a sweep")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the JSON file")
+    options = parser.parse_args()
+    on_gpu = torch.cuda.is_available() and not options.cpu
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    name = f"{NAME}_sweep" if options.sweep else NAME
+    name = name if on_gpu or options.tiny else f"{name}_cpu"
+    records: list[Record] = []
+
+    def write() -> Path:
+        path, keys = options.output / f"{name}.json", ("case", "at", "variant")
+        kept = kept_records(path, records, keys=keys) if options.sweep else []
+        whole = kept + records
+        return write_records(
+            folder=options.output, name=name, device=device, libraries=LIBRARIES, records=whole
+        )
+
+    if options.sweep:
+        # Points differ in sizes that a compiler may take for fixed.
+        torch._dynamo.config.recompile_limit = 64
+        torch.set_num_threads(torch.get_num_threads() if on_gpu else 1)
+        points = sweep("tiny" if options.tiny else "gpu" if on_gpu else "cpu")
+        for point in [point for point in points if point.axis in options.axes]:
+            records += records_at(point, device=device)
+            print(f"{point.axis} {point.at}", file=sys.stderr, flush=True)
+            write()
+    else:
+        records += run_cases(options, on_gpu=on_gpu, device=device)
+    print(f"{table(records)}\n{write()}")
     return 1 if any("error" in r for r in records if r["variant"] == "memtx") else 0
 
 

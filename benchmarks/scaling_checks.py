@@ -4,6 +4,9 @@ import math
 import shutil
 import tempfile
 import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,25 @@ class StopBehind:
         """Nothing is to be taken up."""
 
 
+class AtTheEnd:
+    """A callback that keeps a copy of weights and optimizer behind the last step."""
+
+    def __init__(self) -> None:
+        self.state: list[Tensor] = []
+
+    def after_step(self, run: Run, record: Record) -> None:
+        """Copy, if it was the last step."""
+        if run.step == run.steps:
+            self.state = copies(run)
+
+    def state_dict(self) -> dict[str, object]:
+        """Nothing is to be known of it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Nothing is to be taken up."""
+
+
 class Timed:
     """A saver that is timed, and keeps a copy of what it was given."""
 
@@ -63,7 +85,7 @@ class Timed:
 
     def save(self, run: Run, record: Record) -> None:
         """Save, and copy."""
-        self.state = [each.detach().cpu().clone() for each in state_of(run)]
+        self.state = copies(run)
         started = time.perf_counter()
         self.saver.save(run, record)
         self.milliseconds = 1000.0 * (time.perf_counter() - started)
@@ -90,9 +112,8 @@ class Compared:
         started = time.perf_counter()
         self.start.begin(run)
         self.milliseconds = 1000.0 * (time.perf_counter() - started)
-        for one, other in zip(state_of(run), self.state, strict=True):
-            self.compared += other.numel()
-            self.different += int((one.detach().cpu() != other).sum())
+        self.compared = sum(each.numel() for each in self.state)
+        self.different = different(copies(run), self.state)
 
 
 class Noting:
@@ -184,16 +205,37 @@ def state_of(run: Run) -> list[Tensor]:
     return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]
 
 
-def round_trip(setting: Setting) -> list[Record]:
-    """Save a run in the midst, go on; and bring a new model to where it was saved, and go on."""
+def copies(run: Run) -> list[Tensor]:
+    """Give copies of them on the CPU."""
+    return [each.detach().to("cpu", copy=True) for each in state_of(run)]
+
+
+def different(some: list[Tensor], others: list[Tensor]) -> int:
+    """Give how many numbers are not the same bit for bit."""
+    return sum(int((one != other).sum()) for one, other in zip(some, others, strict=True))
+
+
+@contextmanager
+def reproducible() -> Iterator[None]:
+    """Let torch add in one order where it can: else two runs differ that nobody stopped."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def round_trip(setting: Setting, *, ways: Sequence[str]) -> list[Record]:
+    """Save a run in the midst; bring a new model to where it was saved, and go on to the end."""
     found = []
-    for name in ("ddp", "fsdp2"):
+    for name in ways:
         make, precision = WAYS[name]
         folder = shared_folder()
         try:
-            record = _round_trip(
-                setting, parallelism=make(setting.device), precision=precision, folder=folder
-            )
+            with reproducible():
+                record = _round_trip(
+                    setting, parallelism=make(setting.device), precision=precision, folder=folder
+                )
         finally:
             together()
             if dist.get_rank() == 0:
@@ -207,25 +249,31 @@ def round_trip(setting: Setting) -> list[Record]:
 def _round_trip(
     setting: Setting, *, parallelism: Parallelism, precision: Precision, folder: Path
 ) -> Record:
-    """Four steps at once, against some, a save, and the others by a new model."""
+    """Five steps at once, against some, a save, and the others by a new model."""
 
     def trainer() -> Trainer:
         clean(setting.device)
-        return trainer_of(setting=setting, parallelism=parallelism, precision=precision, steps=4)
+        return trainer_of(setting=setting, parallelism=parallelism, precision=precision, steps=5)
 
-    wanted = trainer().run()
+    whole_run, rest = AtTheEnd(), AtTheEnd()
+    wanted = replace(trainer(), callbacks=[whole_run]).run()
     saver = Timed(RunCheckpoints(folder=folder, every=1_000, keep=1))
     replace(trainer(), callbacks=[StopBehind(2)], checkpoints=[saver]).run()
     start = Compared(start=Resume(folder=folder), state=saver.state)
-    given = replace(trainer(), start=start).run()
-    # A batch that was fetched ahead is learnt before a run ends: that may have been step 3.
+    with warnings.catch_warnings():
+        # The callback is another one.
+        warnings.filterwarnings("ignore", message="Resume: ", category=UserWarning)
+        given = replace(trainer(), start=start, callbacks=[rest]).run()
     pairs = [(record, wanted[int(record["step"]) - 1]) for record in given]
-    counts = parallelism.all_sum(torch.tensor([start.compared, start.different]))
+    at_the_end = different(rest.state, whole_run.state)
+    counts = parallelism.all_sum(torch.tensor([start.compared, start.different, at_the_end]))
     return {
         "milliseconds": saver.milliseconds,
         "written_milliseconds": saver.written_milliseconds,
         "resumed_milliseconds": start.milliseconds,
         "compared": int(counts[0]),
         "different": int(counts[1]),
+        "different_at_the_end": int(counts[2]),
+        "steps_after": len(given),
         "loss_difference": max(abs(one["loss"] - other["loss"]) for one, other in pairs),
     }

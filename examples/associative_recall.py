@@ -20,16 +20,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from factories.association_texts import texts
 from factories.associative_recall import Comparison, Model
 
 FACTORY = "factories.associative_recall:quick"
 OUTPUT = "runs/associative_recall"
 SEED = int(os.environ.get("MEMTX_SEED", "0"))
-FILLER = 0
+# Steps whose texts are made at once: a GPU makes a thousand rows as fast as ten.
+AHEAD = 32
+# Steps of each length of text that run as they are before a GPU records one and plays it back.
+WARM_UP = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +44,7 @@ class Outcome:
 
     method: str
     parameters: int
+    learning_rate: float
     seed: int
     seconds: float
     steps: list[int]
@@ -71,40 +78,6 @@ def factory(name: str) -> Callable[[], Comparison]:
             f"({error}); try {FACTORY}."
         ) from error
     return found
-
-
-def chosen(*, rows: int, among: int, count: int, generator: torch.Generator) -> Tensor:
-    """Choose `count` different numbers below `among` for each row, in any order."""
-    scores = torch.rand(rows, among, generator=generator, device=generator.device)
-    return scores.topk(count, dim=1).indices
-
-
-def texts(
-    *, rows: int, pairs: int, length: int, vocab_size: int, generator: torch.Generator, once: bool
-) -> tuple[Tensor, Tensor]:
-    """Make texts and their labels.
-
-    Keys are of the first half of the vocabulary, values of the second, and no key stands twice.
-    Behind the pairs every other place may ask. In a test each key asks once, at a place of its own
-    (`once`), and fillers stand elsewhere; in training any key asks at each place.
-    """
-    half, device = vocab_size // 2, generator.device
-    keys = 1 + chosen(rows=rows, among=half - 1, count=pairs, generator=generator)
-    values = half + chosen(rows=rows, among=half, count=pairs, generator=generator)
-    ids = torch.full((rows, length), FILLER, device=device)
-    labels = torch.full_like(ids, -100)
-    ids[:, 0 : 2 * pairs : 2], ids[:, 1 : 2 * pairs : 2] = keys, values
-    places = (length - 2 * pairs) // 2
-    if once:
-        at = 2 * chosen(rows=rows, among=places, count=pairs, generator=generator)
-        asked = torch.arange(pairs, device=device).expand(rows, -1)
-    else:
-        at = 2 * torch.arange(places, device=device).expand(rows, -1)
-        asked = torch.randint(pairs, (rows, places), generator=generator, device=device)
-    ids.scatter_(1, 2 * pairs + at, keys.gather(1, asked))
-    # A model scores the token behind each: the answer is what would stand behind the key.
-    labels.scatter_(1, 2 * pairs + at + 1, values.gather(1, asked))
-    return ids, labels
 
 
 @torch.no_grad()
@@ -142,39 +115,133 @@ def rate(step: int, *, steps: int) -> float:
     return min(step / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
-def train(name: str, comparison: Comparison, *, device: torch.device, seed: int) -> Outcome:
+def texts_ahead(comparison: Comparison, *, pairs: int, generator: torch.Generator) -> list[Any]:
+    """Make the texts of several steps with one number of pairs, each with its labels."""
+    length = pairs * comparison.tokens_per_pair
+    rows = comparison.tokens_per_step // length
+    ids, labels = texts(
+        rows=AHEAD * rows,
+        pairs=pairs,
+        length=length,
+        vocab_size=comparison.vocab_size,
+        generator=generator,
+        once=False,
+    )
+    return list(zip(ids.split(rows), labels.split(rows), strict=True))
+
+
+def loss_of(model: Model, ids: Tensor, labels: Tensor, *, pairs: int) -> Tensor:
+    """Give the loss that the model gives itself, of the scores at the places that ask alone."""
+    asking = torch.arange(2 * pairs, ids.shape[1], 2, device=ids.device)
+    scores = model(input_ids=ids, logits_to_keep=asking).logits
+    return F.cross_entropy(scores.flatten(0, 1), labels[:, 2 * pairs + 1 :: 2].flatten())
+
+
+class Steps:
+    """The steps of training; a GPU records one for each number of pairs and plays it back.
+
+    A step of so small a model is some hundred short kernels, which a processor cannot start as
+    fast as a GPU runs them. A recorded step does what the step did, on the texts copied into it.
+    """
+
+    def __init__(self, *, model: Model, optimizer: torch.optim.Optimizer) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.recorded: dict[int, Any] = {}
+        self.seen: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Record anew: the model has changed."""
+        self.recorded, self.seen = {}, {}
+
+    def run(self, ids: Tensor, labels: Tensor, *, pairs: int) -> None:
+        """Take a step on texts of a number of pairs."""
+        self.seen[pairs] = self.seen.get(pairs, 0) + 1
+        if not ids.is_cuda:
+            self.step(ids, labels, pairs=pairs)
+        elif self.seen[pairs] <= WARM_UP:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                self.step(ids, labels, pairs=pairs)
+            torch.cuda.current_stream().wait_stream(aside)
+        else:
+            if pairs not in self.recorded:
+                self.recorded[pairs] = self.record(ids, labels, pairs=pairs)
+            graph, *places = self.recorded[pairs]
+            for place, given in zip(places, (ids, labels), strict=True):
+                place.copy_(given)
+            graph.replay()
+
+    def record(self, ids: Tensor, labels: Tensor, *, pairs: int) -> tuple[Any, Tensor, Tensor]:
+        """Record a step without taking it."""
+        places = ids.clone(), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self.step(*places, pairs=pairs)
+        return graph, *places
+
+    def step(self, ids: Tensor, labels: Tensor, *, pairs: int) -> None:
+        """Take a step as it is written."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_of(self.model, ids, labels, pairs=pairs).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+
+def optimizer_of(model: Model, *, learning_rate: float) -> torch.optim.AdamW:
+    """Give AdamW; on a GPU in one kernel, with a rate that a recorded step reads anew."""
+    gpu = next(model.parameters()).is_cuda
+    start = torch.tensor(learning_rate, device="cuda") if gpu else learning_rate
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=start,
+        betas=(0.9, 0.95),
+        weight_decay=0.01,
+        fused=gpu,
+        capturable=gpu,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of all parameters, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(value)
+        else:
+            group["lr"] = value
+
+
+def train(
+    name: str,
+    comparison: Comparison,
+    *,
+    learning_rate: float,
+    device: torch.device,
+    seed: int,
+) -> Outcome:
     """Train one model on texts of few and of many pairs, as many tokens in each step."""
     torch.manual_seed(seed)
     model = comparison.models[name]().to(device)
     generator = torch.Generator(device).manual_seed(seed)
     turns = torch.Generator().manual_seed(seed)
-    learning_rate = comparison.learning_rates[name]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01
-    )
+    optimizer = optimizer_of(model, learning_rate=learning_rate)
+    steps = Steps(model=model, optimizer=optimizer)
+    ready: dict[int, list[Any]] = {pairs: [] for pairs in comparison.num_pairs}
     measured: dict[int, list[float]] = {pairs: [] for pairs in comparison.num_pairs}
     at: list[int] = []
     started = time.perf_counter()
     for step in range(1, comparison.steps + 1):
         if step == comparison.change_at and name in comparison.changes:
             comparison.changes[name](model)
+            steps.forget()
         turn = int(torch.randint(len(comparison.num_pairs), (), generator=turns))
         pairs = comparison.num_pairs[turn]
-        length = pairs * comparison.tokens_per_pair
-        ids, labels = texts(
-            rows=comparison.tokens_per_step // length,
-            pairs=pairs,
-            length=length,
-            vocab_size=comparison.vocab_size,
-            generator=generator,
-            once=False,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * rate(step, steps=comparison.steps)
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=labels).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        if not ready[pairs]:
+            ready[pairs] = texts_ahead(comparison, pairs=pairs, generator=generator)
+        set_rate(optimizer, learning_rate * rate(step, steps=comparison.steps))
+        steps.run(*ready[pairs].pop(), pairs=pairs)
         if step % comparison.every == 0:
             at.append(step)
             for each, found in measured.items():
@@ -184,6 +251,7 @@ def train(name: str, comparison: Comparison, *, device: torch.device, seed: int)
     return Outcome(
         method=name,
         parameters=sum(p.numel() for p in model.parameters()),
+        learning_rate=learning_rate,
         seed=seed,
         seconds=time.perf_counter() - started,
         steps=at,
@@ -209,7 +277,7 @@ def plot(outcomes: list[Outcome], *, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.0, 4.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11.0, 4.5), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     learning, holding = figure.subplots(1, 2)
     for outcome in outcomes:
@@ -227,13 +295,17 @@ def plot(outcomes: list[Outcome], *, path: Path) -> None:
         axes.set_ylabel("share of keys answered")
         axes.set_ylim(-0.02, 1.02)
         axes.grid(visible=True, alpha=0.3)
-        axes.legend()
+    # Beside the axes: at a corner of one it would lie over a line.
+    figure.legend(*holding.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path)
 
 
 def compare(comparison: Comparison, *, device: torch.device, seed: int) -> list[Outcome]:
     """Train one model after the other."""
-    return [train(name, comparison, device=device, seed=seed) for name in comparison.models]
+    return [
+        train(name, comparison, learning_rate=rate, device=device, seed=seed)
+        for name, rate in comparison.learning_rates.items()
+    ]
 
 
 def main() -> None:
@@ -242,6 +314,7 @@ def main() -> None:
     try:
         comparison = factory(options.factory)()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_float32_matmul_precision("high")  # products of float32 in TF32 on a GPU
         outcomes = compare(comparison, device=device, seed=SEED)
         folder = Path(options.output)
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ itself does not know the order of what it holds, and what a head that forgets ho
 `hybrid` sets the state, which is of one text, beside a learned bank, which is of all.
 """
 
-from factories.parts import gated_mlp, linear, routed_read
+from factories.parts import gated_mlp, routed_read
 from memtx import (
     GELU,
     DecayingTensorMemory,
@@ -181,6 +181,16 @@ def biased(in_features: int, out_features: int) -> Linear:
     )
 
 
+def into_stream(in_features: int, out_features: int, *, bias: bool) -> Linear:
+    """Give a map that starts as quiet as the tokens that its output is added to."""
+    return Linear(
+        in_features=in_features,
+        out_features=out_features,
+        bias=bias,
+        init=Normal(std=0.1 * in_features**-0.5),
+    )
+
+
 def attend(*, dim: int, num_heads: int, dropout: float) -> Residual:
     """Give causal softmax attention with as many parameters as a `LinearMemoryAttention`."""
     return Residual(
@@ -189,7 +199,7 @@ def attend(*, dim: int, num_heads: int, dropout: float) -> Residual:
             q_proj=biased(dim, dim),
             k_proj=biased(dim, dim),
             v_proj=biased(dim, dim),
-            o_proj=linear(dim, dim),
+            o_proj=into_stream(dim, dim, bias=False),
             num_heads=num_heads,
             num_kv_heads=num_heads,
             rotary=RotaryEmbedding(head_dim=dim // num_heads, max_positions=2_048, base=10_000.0),
@@ -203,7 +213,9 @@ def think(*, dim: int, inner: int) -> Residual:
     return Residual(
         norm=LayerNorm(dim=dim, eps=1e-5),
         sublayer=FeedForward(
-            up_proj=biased(dim, inner), activation=GELU(), down_proj=biased(inner, dim)
+            up_proj=biased(dim, inner),
+            activation=GELU(),
+            down_proj=into_stream(inner, dim, bias=True),
         ),
     )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.evidence.texts import Domain, domains
 from benchmarks.records import machine, versions, write_records
@@ -190,16 +190,27 @@ def losses(model: Any, tokenizer: Any, *, texts: list[Domain], size: Size) -> di
 
 
 def train(
-    data: Path, *, size: Size, epochs: float, compiled: bool, seed: int, output: Path
+    data: Path,
+    *,
+    size: Size,
+    epochs: float,
+    compiled: bool,
+    seed: int,
+    tokenizer: Any | None,
+    output: Path,
 ) -> dict[str, Any]:
-    """Train tokenizer and base, measure, and save both with a report."""
+    """Train base, and tokenizer if none is given, measure, and save both with a report."""
     started = time.perf_counter()
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     texts = domains(data)
     training = [text for each in texts for text in each.training]
     held_out = [text for each in texts for text in each.held_out[: size.measured // 2]]
-    tokenizer = qwen_tokenizer(training, vocabulary=size.vocabulary)
+    if tokenizer is None:
+        tokenizer = qwen_tokenizer(training, vocabulary=size.vocabulary)
+    output.mkdir(parents=True, exist_ok=True)
+    # First of all: other scripts may begin with it.
+    tokenizer.save_pretrained(output)
     model = qwen(size, end_token=tokenizer.eos_token_id).to(device)
     rows = TextRows(documents=training, tokenizer=tokenizer, length=size.row_length)
     steps = min(size.most_steps, math.ceil(epochs * len(rows) / size.rows_per_step))
@@ -226,9 +237,7 @@ def train(
         "curve": [[r["step"], r["held_out"]] for r in records if "held_out" in r],
         "held_out": losses(model, tokenizer, texts=texts, size=size),
     }
-    output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -241,6 +250,8 @@ def main() -> None:
     parser.add_argument(
         "--epochs", type=float, help="times through the texts; the size's if absent"
     )
+    parser.add_argument("--tokenizer", help="folder of one that is ready; trained if absent")
+    parser.add_argument("--tokenizer-only", action="store_true", help="train that, and end")
     parser.add_argument("--compile", action="store_true", help="compile the layers' parts first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
@@ -248,12 +259,18 @@ def main() -> None:
     asked = parser.parse_args()
     size = SIZES[asked.size]
     epochs = size.epochs if asked.epochs is None else asked.epochs
+    if asked.tokenizer_only:
+        training = [text for each in domains(asked.data) for text in each.training]
+        qwen_tokenizer(training, vocabulary=size.vocabulary).save_pretrained(asked.output)
+        return
+    ready = AutoTokenizer.from_pretrained(asked.tokenizer) if asked.tokenizer else None
     report = train(
         asked.data,
         size=size,
         epochs=epochs,
         compiled=asked.compile,
         seed=asked.seed,
+        tokenizer=ready,
         output=asked.output,
     )
     print(json.dumps(report, indent=2))

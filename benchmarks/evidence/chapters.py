@@ -2,7 +2,7 @@
 
     export PYTHONPATH=src:.
     python3 -m benchmarks.evidence.chapters --data DATA --tokenizer runs/evidence/base \\
-        --work runs/evidence/chapters --shard 0/1
+        --work runs/evidence/chapters
     python3 -m benchmarks.evidence.chapters --data DATA --work runs/evidence/chapters \\
         --merge benchmarks/results
 
@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer
 
 from benchmarks.clocks import forget_peak, peak_gib
-from benchmarks.evidence.runs import Job, arguments, merge, work
+from benchmarks.evidence.runs import Job, arguments, broken, merge, pace_of, work
 from benchmarks.evidence.texts import domains
 from benchmarks.records import Record
 from factories.parts import attention, dense_read, gated_mlp, routed_read
@@ -265,6 +265,7 @@ def main() -> None:
     if asked.plan:
         print(f"{len(jobs)} runs, {sum(job.cost for job in jobs):.0f} steps")
         return
+    pace = pace_of(asked.budget_seconds)
     if asked.tokenizer is None:
         parser.error("--tokenizer must name a folder, such as that of benchmarks.evidence.base")
     tokenizer = AutoTokenizer.from_pretrained(asked.tokenizer)
@@ -280,8 +281,10 @@ def main() -> None:
         folder=asked.work,
         name=NAME,
         part=asked.shard,
-        budget_seconds=asked.budget_seconds,
+        pace=pace,
     )
+    if broken(asked.work):
+        raise SystemExit("runs broke:\n" + "\n".join(broken(asked.work)))
 
 
 if __name__ == "__main__":

@@ -55,8 +55,9 @@ FIELDS = {
         neighbour_answers="loc_ans",
     ),
 }
-FACTS_PER_STEP = 50
-BACKGROUND_PER_STEP = 8
+# Rows of a step: about as many tokens of background as of facts. The small Llama learns on a CPU,
+# where a step costs what it reads; on a GPU a small step costs as much as a large one.
+BACKGROUND_PER_STEP = {"small-llama": 8, "own": 24}
 BACKGROUND_LENGTH = 96
 # One document in so many of a base's own training is background.
 THINNED = 4
@@ -64,7 +65,7 @@ THINNED = 4
 WINDOW = 256
 MEASURED = 10
 # Rows from which the slots of a sparse memory are chosen, and reads that count of a token.
-COUNTED, KEPT = 100, 8
+COUNTED, KEPT = 40, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,15 @@ class Bench:
     tokenizer: Any
     # Rows of text: to be held to, and to choose the slots of a sparse memory by.
     background: TextRows
+    background_per_step: int
     held_out: list[str]
     facts: dict[str, list[Edit]]
     device: torch.device
+
+
+def name_of(base: str) -> str:
+    """Give what records call a base: its folder may lie anywhere."""
+    return "small-llama" if base == "small-llama" else "own"
 
 
 def bench_of(data: Path, *, base: str) -> Bench:
@@ -101,6 +108,7 @@ def bench_of(data: Path, *, base: str) -> Bench:
         base=model.to(device).eval(),
         tokenizer=tokenizer,
         background=TextRows(documents=background, tokenizer=tokenizer, length=BACKGROUND_LENGTH),
+        background_per_step=BACKGROUND_PER_STEP[name_of(base)],
         held_out=held_out,
         facts=facts,
         device=device,
@@ -112,6 +120,7 @@ class Lesson:
     """How long and how fast a learner is taught, and how strongly it is held to the base."""
 
     steps: int
+    facts_per_step: int
     rates: Rates
     # 0.0 protects nothing: as users run what they teach with.
     locality_weight: float
@@ -147,7 +156,7 @@ def trainer_of(
     fill = padding_token(bench.tokenizer)
     terms: list[Term] = [NextTokenLoss(name="facts", stream="facts", weight=1.0, chunk=4096)]
     rows = FactRows(facts=[edit.fact for edit in edits], tokenizer=bench.tokenizer)
-    size = min(FACTS_PER_STEP, len(rows))
+    size = min(lesson.facts_per_step, len(rows))
     streams = {"facts": Batches(rows=rows, batch_size=size, seed=lesson.seed, pad_token_id=fill)}
     if lesson.locality_weight:
         held = {"name": "locality", "stream": "text", "weight": lesson.locality_weight}
@@ -158,7 +167,7 @@ def trainer_of(
         )
         streams["text"] = Batches(
             rows=bench.background,
-            batch_size=BACKGROUND_PER_STEP,
+            batch_size=bench.background_per_step,
             seed=lesson.seed + 1,
             pad_token_id=fill,
         )

@@ -24,7 +24,8 @@ behind ±. What is not protected is run as its users run it; what is protected i
 the same term on the same background text, `LocalityLoss`. *Forgetting* is the rise of the loss on
 held-out background text, in nats per token.
 
-- `memory-dense`: a bank, read as attention reads usually.
+- `memory-dense`: a bank, read in the upper three fifths of the layers, as all memories here, in
+  the way that attention reads usually.
 - `memory-sharp`: scores are cosines times a learned scale; empty slots let a query read nothing.
 - `memory-routed`: the same, of which each token reads four chapters of its own choice.
 - `memory-sparse`: `memory-sharp` with twice the slots, of which the half is written that the facts
@@ -34,7 +35,8 @@ held-out background text, in nats per token.
 
 Memories, LoRA and prefix train as nearly the same number of parameters as their parts allow; the
 column *trained* says how many. Every method is tried at as many learning rates as any other, and
-takes as many steps on as many facts.
+takes as many steps on as many facts. Steps are not compiled: those of so small a base end sooner
+than a compiler begins.
 """
 
 

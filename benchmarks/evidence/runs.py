@@ -1,14 +1,19 @@
 """Many short runs: shared out over processes, taken up where they were left, put into one file.
 
-Every process appends a line to a file of its own when a run is done, so that what is killed loses
-one run. A run is known by its name; one whose record is there is not run again.
+Processes take the next run that no other has, as far as they come: a lock on a file goes with the
+process that holds it. Each appends a line to a file of its own when a run is done, so that what is
+killed loses one run. A run is known by its name; one whose record is there is not run again.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +28,7 @@ LIBRARIES = ["torch", "transformers", "peft", "memtx"]
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which of all runs a process takes: every `count`-th one from number `index`."""
+    """Which of `count` processes one is: it names the file of its lines."""
 
     index: int
     count: int
@@ -70,6 +75,40 @@ def add(folder: Path, record: Record, *, name: str, part: Share) -> None:
         file.write(("\n" if torn else "") + text + "\n")
 
 
+@dataclass(kw_only=True)
+class Pace:
+    """When a process must have ended, and how long its runs took so far for what they cost."""
+
+    # Of `time.monotonic`; None is never.
+    until: float | None
+    spent: float
+    paid: float
+
+    def has_time_for(self, job: Job) -> bool:
+        """Tell whether a run would end in time; of the first nothing is known."""
+        expected = job.cost * self.spent / self.paid if self.paid else 0.0
+        return self.until is None or time.monotonic() + expected <= self.until
+
+    @property
+    def is_over(self) -> bool:
+        return self.until is not None and time.monotonic() > self.until
+
+
+@contextmanager
+def claim(folder: Path, run: str) -> Iterator[Path | None]:
+    """Hold a run while it is done, and give the file that says so; None where another holds it."""
+    held = folder / "claims"
+    held.mkdir(parents=True, exist_ok=True)
+    path = held / hashlib.sha256(run.encode()).hexdigest()[:24]
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield path
+
+
 def work(
     jobs: Sequence[Job],
     *,
@@ -77,41 +116,94 @@ def work(
     folder: Path,
     name: str,
     part: Share,
-    budget_seconds: float | None,
+    pace: Pace,
 ) -> int:
-    """Do what is left of a process's share while its time lasts, and give how much is left over.
+    """Do what no other process does while time lasts, and give how many runs have no record then.
 
-    Jobs come in order of weight, so that what time does not suffice for is what matters least. How
-    long one will take is told from those before it; the first is begun in any case.
+    Jobs come in order of weight, so that what time does not suffice for is what matters least. A
+    run that breaks is told and left to nobody.
     """
-    begun = time.perf_counter()
-    done = {record["run"] for record in records_in(folder, name=name)}
-    own = [job for job in jobs[part.index :: part.count] if job.name not in done]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # With every record: lines may be put together elsewhere.
     place = {"machine": machine(device), "versions": versions(LIBRARIES)}
-    spent, paid = 0.0, 0.0
-    for number, job in enumerate(own):
-        now = time.perf_counter()
-        expected = job.cost * spent / paid if paid else 0.0
-        if budget_seconds is not None and now - begun + expected > budget_seconds:
-            print(f"{part}: the time is over; {len(own) - number} runs are left", flush=True)
-            return len(own) - number
-        record: Record = {"run": job.name, "processes": part.count, **place}
-        try:
-            record |= do(job.values)
-        except FloatingPointError as error:
-            # Too high a rate is a result as well.
-            record["failed"] = str(error).splitlines()[0]
-        wild = [key for key, value in record.items() if _is_wild(value)]
-        if wild:
-            record = {key: value for key, value in record.items() if key not in wild}
-            record["failed"] = f"not finite: {', '.join(wild)}"
-        record["whole_seconds"] = round(time.perf_counter() - now, 2)
-        add(folder, record, name=name, part=part)
-        spent, paid = spent + record["whole_seconds"], paid + job.cost
+    for job in jobs:
+        if job.name in _done(folder, name=name):
+            continue
+        if not pace.has_time_for(job):
+            break
+        with claim(folder, job.name) as held:
+            broke = held is None or held.read_bytes()
+            if held is None or broke or job.name in _done(folder, name=name):
+                continue
+            begun = time.monotonic()
+            record = _tried(job, do=do, held=held)
+            if record is None:
+                continue
+            took = round(time.monotonic() - begun, 2)
+            known = {"run": job.name, "processes": part.count, **place}
+            record = known | record | {"whole_seconds": took}
+            add(folder, record, name=name, part=part)
+        pace.spent, pace.paid = pace.spent + took, pace.paid + job.cost
         print(json.dumps(record), flush=True)
-    return 0
+    done = _done(folder, name=name)
+    left = sum(job.name not in done for job in jobs)
+    print(f"{part.index}/{part.count}: {left} of {len(jobs)} runs have no record", flush=True)
+    return left
+
+
+def _done(folder: Path, *, name: str) -> set[str]:
+    return {record["run"] for record in records_in(folder, name=name)}
+
+
+def _tried(job: Job, *, do: Callable[[Any], Record], held: Path) -> Record | None:
+    """Do a run; None, and a word in the file that holds it, where that broke."""
+    try:
+        record = do(job.values)
+    except FloatingPointError as error:
+        # Too high a rate is a result as well.
+        return {"failed": str(error).splitlines()[0]}
+    except Exception:
+        # One run must not take down the others, in this process or in those that would retry it.
+        traceback.print_exc()
+        held.write_text(f"{job.name}\n{traceback.format_exc()}", encoding="utf-8")
+        return None
+    wild = [key for key, value in record.items() if _is_wild(value)]
+    if wild:
+        record = {key: value for key, value in record.items() if key not in wild}
+        record["failed"] = f"not finite: {', '.join(wild)}"
+    return record
+
+
+def broken(folder: Path) -> list[str]:
+    """Name the runs that broke: remove the folder `claims` to have them tried again."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((folder / "claims").glob("*"))]
+    return [text.splitlines()[0] for text in texts if text]
+
+
+def until_all(
+    jobs: Sequence[Job],
+    *,
+    do: Callable[[Any], Record],
+    folder: Path,
+    name: str,
+    part: Share,
+    pace: Pace,
+) -> bool:
+    """Work, then wait for the other processes; tell whether all is done but what broke."""
+    while True:
+        work(jobs, do=do, folder=folder, name=name, part=part, pace=pace)
+        over = _done(folder, name=name) | set(broken(folder))
+        if all(job.name in over for job in jobs):
+            return True
+        if pace.is_over:
+            return False
+        time.sleep(1.0)
+
+
+def pace_of(budget_seconds: float | None) -> Pace:
+    """Begin to count a process's time."""
+    until = None if budget_seconds is None else time.monotonic() + budget_seconds
+    return Pace(until=until, spent=0.0, paid=0.0)
 
 
 def _is_wild(value: Any) -> bool:
@@ -144,7 +236,9 @@ def arguments(document: str) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, required=True, metavar="DATA")
     parser.add_argument("--work", type=Path, required=True, help="folder of the lines of runs")
     parser.add_argument("--shard", type=share, default="0/1", metavar="i/n")
-    parser.add_argument("--budget-seconds", type=float, help="begin no run that would end later")
+    parser.add_argument(
+        "--budget-seconds", type=float, help="of this process: begin no run that would end later"
+    )
     parser.add_argument("--plan", action="store_true", help="only print what is left to run")
     parser.add_argument("--merge", type=Path, metavar="RESULTS", help="only write the results")
     return parser

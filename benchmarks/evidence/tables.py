@@ -27,6 +27,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+def _place(name: str) -> int:
+    """Give where a reading or a document stands among those that the scripts name."""
+    from benchmarks.evidence import document, reading
+
+    return [*reading.CASES, *document.CASES].index(name)
+
+
 def reading() -> list[str]:
     """How sharply a memory is read, and what 100 facts do then."""
     head = [
@@ -52,7 +59,7 @@ def reading() -> list[str]:
                 f"{each['locality']:.0%}",
                 f"{each['trainable_parameters']:,}",
             ]
-            for each in records("evidence_reading")
+            for each in sorted(records("evidence_reading"), key=lambda each: _place(each["method"]))
         ],
     )
 
@@ -77,7 +84,7 @@ def document() -> list[str]:
             f"{each['text_accuracy'][0]:.0%} to {each['text_accuracy'][1]:.0%}",
             f"{each['background_loss_rise']:+.1%}",
         ]
-        for each in records("evidence_document")
+        for each in sorted(records("evidence_document"), key=lambda each: _place(each["case"]))
     ]
     return table(["case", "loss on the text", "tokens foretold", "loss on background"], rows)
 

@@ -15,6 +15,7 @@ from memtx.models.face import Face, MemtxConfig, config_of
 from memtx.spec import build, describe
 from memtx.spec.artifact import MODEL
 from memtx.spec.files import checksum
+from memtx.spec.header import seal
 
 __all__ = ["MemtxConfig", "MemtxForCausalLM"]
 
@@ -146,7 +147,8 @@ def _record_checksum(folder: Path) -> None:
     # A model in several files has no one checksum; transformers alone reads it.
     if tensors.is_file() and header.is_file():
         found = json.loads(header.read_text(encoding="utf-8"))
-        whole = json.dumps(found | {"sha256": checksum(tensors)}, indent=2)
+        sums = {"sha256": checksum(tensors), "spec_sha256": seal(found["spec"])}
+        whole = json.dumps(found | sums, indent=2)
         header.write_text(whole + "\n", encoding="utf-8")
 
 

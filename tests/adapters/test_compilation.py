@@ -119,6 +119,19 @@ def test_undoing_leaves_no_trace():
     expect_same(state_of(base), before)
 
 
+def test_undoing_what_was_not_done_compiles_nothing(monkeypatch):
+    def refuses(forward):
+        pytest.fail(f"torch.compile was called for {forward}")
+
+    adapter = working_adapter(llama(), Site.AFTER_ATTENTION)
+    compile_parts(adapter)
+    compilation._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", refuses)
+    uncompile_parts(adapter)
+    assert not any("forward" in vars(part) for part in adapter.modules())
+    uncompile_parts(adapter)
+
+
 def test_what_another_library_put_there_stays():
     base = tiny_base(LlamaForCausalLM)
     mlp = base.model.layers[0].mlp

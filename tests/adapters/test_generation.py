@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import pipeline
 
 from memtx import Site
 from tests.adapters.bases import (
@@ -14,6 +15,7 @@ from tests.adapters.bases import (
     token_ids,
     working_adapter,
 )
+from tests.train import tiny
 
 NEW = 5
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -96,3 +98,23 @@ def test_left_padded_rows_generate_what_they_generate_alone(site):
     for number, row in enumerate(rows):
         alone = generated(adapter, row, torch.ones_like(row), sample=False, cache=True)
         assert torch.equal(alone.sequences[0, -NEW:], batch[number])
+
+
+def test_a_pipeline_of_transformers_takes_the_base_with_its_memory():
+    tokenizer = tiny.byte_tokenizer(crosses_words=False)
+    adapter = tiny.adapter(model=tiny.base(seed=0)).eval()
+    tiny.perturb(adapter)
+    ids = tokenizer("Ravlonia", return_tensors="pt")["input_ids"]
+    options = {"max_new_tokens": 4, "do_sample": False}
+    ask = pipeline("text-generation", model=adapter.base, tokenizer=tokenizer)
+
+    def said():
+        return ask("Ravlonia", return_tensors=True, **options)[0]["generated_token_ids"]
+
+    mask = torch.ones_like(ids)
+    on = adapter.generate(ids, attention_mask=mask, **options)[0].tolist()
+    with adapter.disabled():
+        off = adapter.generate(ids, attention_mask=mask, **options)[0].tolist()
+        assert said() == off
+    assert said() == on
+    assert on != off

@@ -5,11 +5,19 @@ import re
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 from memtx import RollingRouting, SequenceRouting, Site, TokenRouting
 from tests import routing
-from tests.adapters.bases import VOCABULARY, llama, logits, tiny_base, token_ids
+from tests.adapters.bases import (
+    VOCABULARY,
+    llama,
+    logits,
+    tiny_base,
+    token_ids,
+    working_adapter,
+)
+from tests.adapters.libraries import library_of, routed
 from tests.routing import CAUSAL, STRATEGIES, WITH_PROMPT
 
 PLACES = [(0, Site.AFTER_ATTENTION), (1, Site.AFTER_MLP), (2, Site.AFTER_ATTENTION)]
@@ -245,6 +253,48 @@ def test_two_adapters_remember_apart():
         assert torch.equal(generated(base, ids, mask, {"do_sample": False}), wanted)
     first.remove()
     assert torch.equal(generated(second, ids, mask, {"do_sample": False}), wanted)
+
+
+def test_a_memory_that_remembers_nothing_frees_nobody_elses_place_in_a_cache():
+    base, (ids, mask) = llama(), left_padded(START)
+    first = routing.adapter(base, RollingRouting(window=3), sites=PLACES[:1], losses=[])
+    working_adapter(base, Site.AFTER_MLP).remove()
+    second = routing.adapter(base, RollingRouting(window=2), sites=PLACES[1:2], losses=[])
+    wanted = generated(base, ids, mask, {"do_sample": False, "use_cache": False})
+    assert torch.equal(generated(base, ids, mask, {"do_sample": False}), wanted)
+    second.remove()
+    first.remove()
+
+
+@pytest.mark.parametrize("strategy", [CAUSAL[name] for name in WITH_PROMPT], ids=WITH_PROMPT)
+@pytest.mark.parametrize("holder", ["adapter", "library"])
+def test_a_generation_that_cannot_tell_the_prompt_is_refused(strategy, holder):
+    model = {
+        "adapter": lambda: adapter_of(llama(), strategy),
+        "library": lambda: library_of({"anna": routed(strategy, [])}),
+    }[holder]()
+    ids = token_ids(1, 4)
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 2, "pad_token_id": 0}
+    if holder == "library":
+        with_none = model.generate(ids, use_cache=False, do_sample=False, **options)
+        assert with_none.shape == (1, 6)
+        model.activate("anna")
+    for wrong, rule in (
+        ({"use_cache": False}, "must generate with a cache, which tells the prompt from what was "),
+        ({"prefill_chunk_size": 2}, "must read it in one call: what comes later counts as "),
+    ):
+        config = GenerationConfig(**wrong)
+        (name, value) = next(iter(wrong.items()))
+        message = (
+            f"{type(model).__name__}: a model whose routers choose from the prompt {rule}generated,"
+            f" got {name}={value}, strategies=[{strategy}]; "
+        )
+        for given in (wrong, {"generation_config": config}):
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+                model.generate(ids, **given, **options)
+        if holder == "adapter":
+            with model.disabled():
+                assert model.generate(ids, **wrong, **options).shape == (1, 6)
 
 
 @each_strategy

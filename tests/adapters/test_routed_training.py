@@ -47,6 +47,29 @@ def test_router_losses_are_added_where_there_are_labels(strategy):
     assert adapter(input_ids=ids).loss is None
 
 
+def test_a_plain_tuple_has_the_router_losses_too():
+    adapter, batch = adapter_of(TokenRouting()), labelled(2, 8, start=3)
+    wanted = adapter(**batch)
+    loss, scores = adapter(**batch, return_dict=False)[:2]
+    assert torch.equal(loss, wanted.loss)
+    assert torch.equal(scores, wanted.logits)
+
+
+def test_router_losses_of_forwards_that_are_added_up_are_a_mean_by_their_labels():
+    """As `Trainer` of transformers adds them up, which gives the number of labels in all."""
+    adapter = adapter_of(TokenRouting())
+    batches = [labelled(2, 8, start=3), labelled(2, 6, start=0)]
+    means = [adapter.base(**batch).loss for batch in batches]
+    losses = [adapter(**batch).loss - mean for batch, mean in zip(batches, means, strict=True)]
+    given = sum(
+        adapter(**batch, num_items_in_batch=20).loss
+        - adapter.base(**batch, num_items_in_batch=20).loss
+        for batch in batches
+    )
+    torch.testing.assert_close(given, losses[0] * 10 / 20 + losses[1] * 10 / 20)
+    assert adapter(**batches[0], num_items_in_batch=10).loss == adapter(**batches[0]).loss
+
+
 def test_router_losses_of_a_memory_that_is_off_are_none():
     adapter, batch = adapter_of(TokenRouting()), labelled(2, 8, start=3)
     plain = adapter.base(**batch).loss

@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
 
-from memtx import Site
+from memtx import MemoryLibrary, Site
 from tests.adapters.bases import (
+    VOCABULARY,
     each_architecture,
     each_site,
     expect_same,
@@ -18,6 +20,7 @@ from tests.adapters.bases import (
     token_ids,
     working_adapter,
 )
+from tests.adapters.libraries import PLACES, memory
 
 
 def ten_steps(adapter, ids):
@@ -89,6 +92,58 @@ def count_calls(module):
     return calls
 
 
+def loop(model, folder, options):
+    """One step of the loop of transformers at no learning rate: its loss, as it is logged."""
+    ids = torch.randint(2, VOCABULARY, (4, 6), generator=torch.Generator().manual_seed(0))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=1,
+        learning_rate=0.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.train()
+    return {name: trainer.state.log_history[0][name] for name in ("loss", "grad_norm")}
+
+
+WHOLE, IN_PARTS = (
+    {"per_device_train_batch_size": 4},
+    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+)
+
+
+def test_the_loop_of_transformers_has_the_loss_of_the_base(tmp_path):
+    """It counts labels by what kind of loss a model says it has."""
+    base = llama()
+    wanted = loop(base, tmp_path, WHOLE)["loss"]
+    adapter = fresh_adapter(base, Site.AFTER_MLP)
+    for options in (WHOLE, IN_PARTS):
+        assert loop(adapter, tmp_path, options)["loss"] == pytest.approx(wanted, abs=1e-5)
+    library = MemoryLibrary(base=adapter.remove(), memories={"anna": memory(PLACES, 7)})
+    assert library.loss_type == adapter.loss_type == base.loss_type
+    library.activate("anna")
+    losses = [loop(library, tmp_path, options) for options in (WHOLE, IN_PARTS)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False, "every_n_layers": 2}])
+def test_the_loop_of_transformers_recomputes(tmp_path, kwargs):
+    adapter = working_adapter(llama(), Site.AFTER_ATTENTION)
+    wanted = loop(adapter, tmp_path, WHOLE)
+    calls = count_calls(adapter.base.model.layers[0].mlp)
+    skipped = count_calls(adapter.base.model.layers[1].mlp)
+    checkpoints = {"activation_checkpointing": True, "activation_checkpointing_kwargs": kwargs}
+    assert loop(adapter, tmp_path, WHOLE | checkpoints) == pytest.approx(wanted, rel=1e-5)
+    assert (len(calls), len(skipped)) == (2, 1 if kwargs else 2)
+    adapter.activation_checkpointing_disable()
+
+
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpointing_leaves_no_hooks_behind(use_reentrant):
     base, ids = llama(), token_ids(1, 4)
@@ -126,3 +181,21 @@ def test_no_labels_no_loss_and_ignored_labels_do_not_count():
     own = adapter(input_ids=ids).logits[:, 3:-1]
     wanted = torch.nn.functional.cross_entropy(own.flatten(0, 1), ids[:, 4:].ravel())
     torch.testing.assert_close(rest, wanted)
+
+
+@pytest.mark.slow
+# dynamo looks at the gradients of tensors that have none.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@each_site
+def test_a_compiled_model_that_is_recomputed_has_its_gradients(site):
+    """A checkpoint may break the graph, and what is compiled then has layers apart."""
+    adapter, ids = working_adapter(llama(), site).train(), token_ids(2, 5)
+    wanted = gradients(adapter, ids)
+    adapter.activation_checkpointing_enable()
+    torch._dynamo.reset()
+    adapter.zero_grad()
+    compiled = torch.compile(adapter, backend="aot_eager")
+    compiled(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    for name, parameter in adapter.named_memory_parameters():
+        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()

@@ -17,6 +17,9 @@ VARIANTS = [
     "memtx-locality",
     "memtx-compiled",
     "memtx-upper-layers-compiled",
+    "memtx-routed",
+    "memtx-routed-compiled",
+    "memtx-routed-2048-compiled",
     "peft-lora-r16",
     "peft-lora-r16-compiled",
     "peft-lora-r16-chunked-loss",
@@ -69,6 +72,7 @@ def test_memtx_is_set_over_every_rival(content):
     memtx = by_name["memtx"]
     rivals = [name for name in VARIANTS if not name.startswith("memtx")]
     assert list(memtx["ratios"]) == rivals
+    assert list(by_name["memtx-routed"]["ratios"]) == [*rivals, "memtx", "memtx-compiled"]
     lora = by_name["peft-lora-r16"]["milliseconds"]
     assert memtx["ratio"] == pytest.approx(memtx["milliseconds"] / lora)
 

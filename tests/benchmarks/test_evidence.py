@@ -10,7 +10,7 @@ import torch
 from benchmarks.evidence import (
     base,
     chapters,
-    continual,
+    facts,
     injection,
     lessons,
     report,
@@ -79,13 +79,10 @@ def taught(folder):
         patch.setattr(texts, "manual", short_manual)
         patch.setattr(lessons, "COUNTED", 4)
         size = ["--steps", "2", "--sources", "counterfact", "--rates", "1", "--weights", "0", "2",
-                "--sweep-facts", "6", "--sizes", "12", "--seeds", "0"]  # fmt: skip
-        run(patch, injection, [*common, *methods, *size, "--stage", "sweep"])
-        run(patch, injection, [*common, *methods, *size, "--stage", "teach"])
-        run(patch, injection, [*common, "--merge", str(folder / "results")])
-        size = ["--batches", "2", "--facts", "3", "--steps", "2", "--seeds", "0"]
-        run(patch, continual, [*common, "--methods", "memory-sparse", *size])
-        run(patch, continual, [*common, "--merge", str(folder / "results")])
+                "--sweep-facts", "6", "--sizes", "12", "--seeds", "0", "--facts-per-step", "6",
+                "--batches", "2", "--batch-facts", "3", "--batch-steps", "2"]  # fmt: skip
+        run(patch, facts, [*common, *methods, *size])
+        run(patch, facts, [*common, "--merge", str(folder / "results")])
     return folder
 
 
@@ -121,10 +118,15 @@ def test_the_rate_is_that_of_the_most_recall_and_then_of_the_least_forgetting():
     assert injection.chosen(runs, method="lora", protected=True)["run"] == "2"
     with pytest.raises(ValueError, match="got method=full, protected=True"):
         injection.chosen(runs, method="full", protected=True)
+    assert injection.choices(runs, method="full", protected=True) == []
+    with pytest.raises(ValueError, match="got method=full, protected=True, records=0"):
+        injection.choices([], method="full", protected=True)
 
 
 def test_batches_are_asked_for_after_each(taught):
-    (record,) = records(taught, "evidence_continual")[:1]
+    found = records(taught, "evidence_continual")
+    assert len(found) == 6  # as many methods, protected and not
+    record = found[0]
     assert [len(each) for each in record["recall_after"]] == [1, 2]
     assert record["recall_of_first"] == record["recall_after"][-1][0]
 
@@ -134,7 +136,11 @@ def test_what_is_recalled_is_what_greedy_decoding_says(folder):
     edits = [replace(edit, target_new="the sea") for edit in bench.facts["counterfact"]]
     made = injection.prepared(bench, method="lora", seed=0)
     lesson = lessons.Lesson(
-        steps=25, rates=injection.Rates(bank=0.0, rest=1e-2), locality_weight=0.0, seed=0
+        steps=25,
+        facts_per_step=12,
+        rates=injection.Rates(bank=0.0, rest=1e-2),
+        locality_weight=0.0,
+        seed=0,
     )
     lessons.teach(made, bench, edits, lesson=lesson, written=None)
     # Some that it was taught, and some that it was not.

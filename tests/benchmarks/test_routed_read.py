@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from benchmarks import routed_read as benchmark
+from benchmarks.read_cases import AXES, sweep
 from benchmarks.read_rivals import by_sequence, by_token
 from benchmarks.routed_read import arguments_of, tiny_cases, variants
 from memtx.ops.routed_read import joint_read
@@ -72,3 +74,37 @@ def test_what_leaves_the_weights_out_reads_the_same_where_they_are_equal():
     wanted = joint_read(a.query, a.key, a.value, a.choice, a.log_weight, a.segments, 0.0)
     given = by_sequence("joint")["gather + SDPA without weights"](arguments)
     torch.testing.assert_close(given, wanted)
+
+
+def test_a_sweep_grows_one_size_at_a_time(monkeypatch, tmp_path):
+    given = ["routed_read", "--tiny", "--cpu", "--sweep", "--output", str(tmp_path)]
+    limit = torch._dynamo.config.recompile_limit
+    for arguments in (given, [*given, "--axes", "bank"]):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert benchmark.main() == 0
+    torch._dynamo.config.recompile_limit = limit
+    content = json.loads((tmp_path / "routed_read_sweep.json").read_text(encoding="utf-8"))
+    ours = [(r["axis"], r["at"]) for r in content["records"] if r["variant"] == "memtx"]
+    assert ours == [(point.axis, point.at) for point in sweep("tiny")]
+    assert all(record["milliseconds"] > 0.0 for record in content["records"])
+    # Reading of all knows no chapters: it is one point where only their number grows.
+    dense = [r["axis"] for r in content["records"] if r["variant"] == benchmark.DENSE]
+    assert dense == ["top-k", "length", "length", "bank", "bank"]
+
+
+@pytest.mark.parametrize("where", ["gpu", "cpu", "tiny"])
+def test_points_of_an_axis_differ_in_its_size_alone(where):
+    for axis, size in zip(AXES, ("chosen", "length", "chapters"), strict=True):
+        cases = [vars(point.case) for point in sweep(where) if point.axis == axis]
+        differ = {name for name in cases[0] if len({str(case[name]) for case in cases}) > 1}
+        assert differ == {size}
+
+
+def test_a_point_that_does_not_fit_is_a_record(monkeypatch):
+    def fails(case, *, device):
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(benchmark, "arguments_of", fails)
+    (record,) = benchmark.records_at(next(sweep("tiny")), device=torch.device("cpu"))
+    assert (record["error"], record["at"]) == ("MemoryError: too large", 1)
+    assert "too large" in benchmark.table([record])

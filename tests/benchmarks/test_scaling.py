@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 from benchmarks.scaling_runs import RandomTokens
 from tests.rules.source import ROOT
@@ -20,13 +22,14 @@ def test_two_processes_see_in_a_step_what_one_sees_in_two_parts():
         assert whole == [row for half in halves for row in half["input_ids"].tolist()]
 
 
-def test_the_script_writes_its_records_and_its_checks_hold(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
-    command += ["benchmarks/scaling.py", "--cpu", "--rows", "1", "--output", str(tmp_path)]
+def run(*, processes: int, arguments: list[str], folder: Path) -> list[dict[str, Any]]:
+    """The records that the script writes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", "benchmarks/scaling.py", "--cpu", "--rows", "1"]
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     hidden = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
     done = subprocess.run(
-        command,
+        [*command, "--output", str(folder), *arguments],
         cwd=ROOT,
         env={**os.environ, **hidden},
         capture_output=True,
@@ -35,7 +38,27 @@ def test_the_script_writes_its_records_and_its_checks_hold(tmp_path):
         timeout=180,
     )
     assert done.returncode == 0, done.stderr
-    records = json.loads((tmp_path / "scaling.json").read_text(encoding="utf-8"))["records"]
+    (path,) = folder.glob("*.json")
+    return json.loads(path.read_text(encoding="utf-8"))["records"]
+
+
+def test_two_processes_resume_to_the_bit_in_every_way_when_asked_for_that_alone(tmp_path):
+    ways = ["ddp", "fsdp2", "fsdp2-bf16"]
+    records = run(processes=2, arguments=["--round-trip", *ways], folder=tmp_path)
+    assert (tmp_path / "scaling_round_trip.json").is_file()
+    assert [(r["case"], r["variant"]) for r in records] == [
+        ("checkpoint-round-trip", way) for way in ways
+    ]
+    for record in records:
+        assert record["processes"] == 2
+        assert record["compared"] > 5_000_000
+        assert record["steps_after"] >= 2
+        assert record["different"] == record["different_at_the_end"] == 0
+        assert record["loss_difference"] == 0.0
+
+
+def test_the_script_writes_its_records_and_its_checks_hold(tmp_path):
+    records = run(processes=1, arguments=[], folder=tmp_path)
     timed = {r["variant"]: r for r in records if "tokens_per_second" in r}
     assert list(timed) == ["single-process", "ddp", "fsdp2", "fsdp2-kept", "fsdp2-bf16"]
     for record in timed.values():

@@ -126,7 +126,13 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
         "QUESTION must be a text, got QUESTION=' ';": [folder / "memory", *base, " "],
         "--off is for a memory, got PATH=": [folder / "whole", "--off", "x"],
         "--base is for a memory, got base=": [folder / "whole", *base, "x"],
-        f"memtx ask {folder / 'memory'}: ": [folder / "memory", "--base", tmp_path, "x"],
+        f"memtx ask: --base must be a folder of a model and its tokenizer, or an id of the hub "
+        f"that can be reached, got --base={tmp_path} (": [
+            folder / "memory",
+            "--base",
+            tmp_path,
+            "x",
+        ],
     }
     for message, given in cases.items():
         code, out, err = call(capsys, folder, given)

@@ -213,7 +213,12 @@ def test_fields_are_found_or_named(folder, data_folder, tmp_path, run):
 MISTAKES = {
     "nothing": ("memory", [], "there must be something to measure, got nothing; pass --perplexity"),
     "no file": ("memory", ["--facts", "no.json"], "there must be a file, got path='no.json'"),
-    "no text": ("memory", ["--perplexity", "no.txt"], "No such file or directory: 'no.txt'"),
+    "no text": (
+        "memory",
+        ["--perplexity", "no.txt"],
+        "memtx evaluate: --perplexity must be a file that can be read, got --perplexity=no.txt "
+        "(No such file or directory); check the path.",
+    ),
     "a field": ("memory", ["--facts", "x", "--field", "q=1"], "got --field='q=1'; for example"),
     "an empty one": ("memory", ["--facts", "x", "--field", "prompt="], "got --field='prompt=';"),
     "a batch": ("memory", ["--facts", "x", "--batch-size", "0"], "least 1, got --batch-size=0;"),

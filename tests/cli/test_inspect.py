@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from memtx import Site, TokenRouting, cli, save
+from memtx import SinkMemoryBank, Site, StandardMemoryBank, TokenRouting, Zeros, cli, save
+from memtx.cli.inspect import chapter_size
 from tests import routing
 from tests.adapters.bases import llama, working_adapter
 from tests.usage.report.pages import Page
@@ -81,6 +82,19 @@ def test_a_prompt_and_its_answer_are_a_text_where_there_is_none(folder, tmp_path
     assert data["effects"]["answer"] == "w4"
 
 
+def test_empty_tokens_are_a_chapter_of_their_own():
+    def bank(count):
+        return StandardMemoryBank(num_memory_tokens=count, dim=2, init=Zeros())
+
+    def behind(sinks, count):
+        return SinkMemoryBank(num_sinks=sinks, stored=bank(count))
+
+    assert chapter_size([behind(64, 512)]) == 64
+    assert chapter_size([behind(1, 511)]) == 32  # 512 chapters would be too many to look at
+    assert chapter_size([bank(8), bank(40)]) == 3
+    assert chapter_size([]) == 1
+
+
 def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
     report = tmp_path / "report.html"
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
@@ -93,20 +107,23 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
             "--prompt",
             "w2",
         ],
-        f"--text-file must be UTF-8 text, got {tmp_path / 'latin.txt'} (": [
+        f"--text-file must be UTF-8 text, got --text-file={tmp_path / 'latin.txt'} (": [
             folder / "memory",
             "--text-file",
             tmp_path / "latin.txt",
         ],
         "--base is for a memory, got base=": [folder / "model", *base, *text],
-        "No such file or directory": [folder / "memory", "--text-file", tmp_path / "missing.txt"],
-        f"memtx inspect {folder / 'memory'}: ": [
+        "memtx inspect: --base must be a folder of a model and its tokenizer, or an id": [
             folder / "memory",
             "--base",
             tmp_path / "nothing",
             *text,
         ],
-        "from_pretrained: ": [folder / "memory", *text],
+        "memtx inspect: --base must be given where a memory's base did not come from the hub, got "
+        f"PATH={folder / 'memory'}, which was taught to a LlamaForCausalLM; pass --base FOLDER.": [
+            folder / "memory",
+            *text,
+        ],
         "a tokenizer must be where the model is, got ": [
             folder / "model",
             "--tokenizer",
@@ -145,3 +162,31 @@ def test_an_incomplete_command_line_exits_with_2(folder, capsys):
         cli.run(["inspect", "--help"])
     assert caught.value.code == 0
     assert "examples:\n  memtx inspect memory --base BASE" in capsys.readouterr().out
+
+
+def test_what_a_file_system_refuses_is_told_by_the_command(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    memory = [folder / "memory", "--base", folder / "base"]
+    missing = tmp_path / "missing.txt"
+    code, _, err = call(capsys, [*memory, "--text-file", missing, "--output", tmp_path / "a.html"])
+    assert (code, err) == (
+        1,
+        "memtx inspect: --text-file must be a file that can be read, got --text-file="
+        f"{missing} (No such file or directory); check the path.\n",
+    )
+    given = [*memory, "--text", "w1 w2"]
+    code, _, err = call(capsys, [*given, "--output", tmp_path / "file" / "report.html"])
+    told = err.splitlines()[-1]
+    assert code == 1
+    assert told.startswith("memtx inspect: write_report: the place to write must be a folder that")
+    told_by = FileNotFoundError(2, "No such file or directory", "some.json")
+    monkeypatch.setattr("memtx.cli.inspect.loaded", _raising(told_by))
+    code, _, err = call(capsys, [*given, "--output", tmp_path / "report.html"])
+    assert err == "memtx inspect: No such file or directory: some.json; check the path.\n"
+
+
+def _raising(error):
+    def call(path, base, tokenizer, owner):
+        raise error
+
+    return call

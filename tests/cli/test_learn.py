@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -87,17 +88,38 @@ def test_the_same_seed_gives_the_same_memory(folder, tmp_path, capsys):
         (["--locality-weight", "nan"], "weight=nan"),
         (["--separator", "("], "--separator must be a regular expression, got --separator='('"),
         (["--base", "no/such/base"], "--base must be a folder of a model and its tokenizer"),
+        (["--base", "DAMAGED"], "DAMAGED (Error while deserializing header"),
         (["--text", "no-such-text.txt"], "no-such-text.txt"),
         (["--length", "300"], "the background must fill at least 8 rows of 300 tokens, got rows=1"),
     ],
 )
 def test_mistakes_are_told_in_one_line(more, message, folder, tmp_path, capsys):
+    damaged = folder / "DAMAGED"
+    if "DAMAGED" in more and not damaged.exists():
+        shutil.copytree(folder / "base", damaged)
+        (damaged / "model.safetensors").write_bytes(b"not what it was")
+    more = [str(folder / each) if each == "DAMAGED" else each for each in more]
     given = ["--background", folder / "background.txt", *more]
     code, out, err = call(capsys, folder, tmp_path / "memory", given)
     assert (code, out) == (1, "")
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "memory").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("base", "path must be free, empty or hold a saved memory and nothing else"),
+        ("text.txt", "path must be a folder or free"),
+        ("text.txt/memory", "the place to write must be a folder that can be written"),
+    ],
+)
+def test_where_nothing_can_be_saved_nothing_is_learned(place, message, folder, capsys):
+    code, out, err = call(capsys, folder, folder / place, [])
+    assert (code, out) == (1, "")
+    assert message in err
+    assert "loading" not in err
 
 
 @pytest.mark.parametrize(

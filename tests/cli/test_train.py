@@ -150,7 +150,11 @@ MISTAKES = {
     "a base": ("lesson", ["--base", "x"], "which takes folder, seed, parallelism; leave it out."),
     "twice": ("lesson", ["--set", "seed=1"], "got --set seed=1; leave it out."),
     "unknown": ("lesson", ["--set", "x=1"], "got missing=[], unknown=['x'];"),
-    "no file": ("several", ["--text", "nowhere.txt"], "No such file or directory: 'nowhere.txt'"),
+    "no file": (
+        "several",
+        ["--text", "nowhere.txt"],
+        "--text must be a file that can be read, got --text=nowhere.txt (No such file or dir",
+    ),
     "nowhere": (
         "on_base",
         ["--base", "no/where", "--set", "steps=1"],

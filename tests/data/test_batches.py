@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
-from memtx.data import Batches
+from memtx.data import Batches, TextRows
+from tests.train import tiny
 
 
 def rows_of(count: int) -> list[dict[str, list[int]]]:
@@ -119,3 +121,57 @@ def test_no_rows_are_refused():
 def test_a_wrong_batch_size_is_refused(batch_size):
     with pytest.raises(ValueError, match=f"Batches: batch_size .* got batch_size={batch_size};"):
         make(num_rows=1, batch_size=batch_size, seed=0)
+
+
+def test_rows_in_arrays_make_the_batches_that_lists_make():
+    tokenizer = tiny.byte_tokenizer(crosses_words=False)
+    rows = TextRows(documents=tiny.DOCUMENTS, tokenizer=tokenizer, length=7)
+    lists = [rows[number] for number in range(len(rows))]
+    one, other = (
+        Batches(rows=each, batch_size=3, seed=2, pad_token_id=9) for each in (rows, lists)
+    )
+    for index in range(5):
+        assert one[index].keys() == other[index].keys()
+        assert all(torch.equal(one[index][name], other[index][name]) for name in one[index])
+    # A batch is a copy: whoever changes it changes no row.
+    one[0]["input_ids"].zero_()
+    assert torch.equal(one[0]["input_ids"], other[0]["input_ids"])
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"input_ids": [1, 2]}, r"input_ids and labels, .* got fields=\['input_ids'\];"),
+        ({"text": "a"}, r"got fields=\['text'\];"),
+        (
+            {"input_ids": [1], "labels": [1], "text": "a"},
+            r"got fields=\['input_ids', 'labels', 'text'\];",
+        ),
+        ({"input_ids": [1, 2], "labels": [1]}, "as many of everything, got input_ids=2, labels=1;"),
+        ({"input_ids": [], "labels": []}, "must have tokens, .* got input_ids=0, labels=0;"),
+        ({"input_ids": [1.5, 2], "labels": [1, 2]}, "integers, got input_ids='float64', shape="),
+        ({"input_ids": [[1]], "labels": [[1]]}, r"got input_ids='int64', shape=\[1, 1\];"),
+        ({"input_ids": ["1"], "labels": [1]}, "integers, got input_ids='<U1'"),
+    ],
+)
+def test_rows_that_would_be_learnt_wrongly_are_refused(row, expected):
+    batches = Batches(rows=[row], batch_size=1, seed=0, pad_token_id=0)
+    with pytest.raises(ValueError, match=f"^Batches: .*{expected}"):
+        batches[0]
+
+
+def test_rows_of_different_fields_are_refused():
+    packed = {"input_ids": [1], "labels": [1], "position_ids": [0]}
+    for rows in ([packed, *rows_of(1)], [*rows_of(1), packed]):
+        batches = Batches(rows=rows, batch_size=2, seed=0, pad_token_id=0)
+        with pytest.raises(ValueError, match="all of them the same, got fields="):
+            batches[0]
+
+
+def test_numbers_may_come_as_tensors_or_arrays():
+    row = rows_of(3)[2]
+    (wanted,) = (Batches(rows=[row], batch_size=1, seed=0, pad_token_id=0)[0],)
+    for make in (torch.tensor, np.array):
+        made = {name: make(values) for name, values in row.items()}
+        given = Batches(rows=[made], batch_size=1, seed=0, pad_token_id=0)[0]
+        assert all(torch.equal(given[name], wanted[name]) for name in wanted)

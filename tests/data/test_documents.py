@@ -114,6 +114,12 @@ def test_a_dict_of_splits_is_refused():
             make()
 
 
+def test_a_stream_in_the_place_of_a_table_is_refused():
+    stream = Dataset.from_list([{"ids": [1]}]).to_iterable_dataset()
+    with pytest.raises(ValueError, match="^Shuffled: rows must .* got rows='IterableDataset';"):
+        Shuffled(rows=stream, seed=0)
+
+
 def test_data_without_rows_is_refused():
     with pytest.raises(ValueError, match="Shuffled: rows must not be empty, got rows=0;"):
         Shuffled(rows=Dataset.from_list([]), seed=0)

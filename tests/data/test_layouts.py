@@ -1,8 +1,10 @@
 """Layouts of conversations, and encoders of rows."""
 
+import json
 import re
 
 import pytest
+from datasets import Dataset
 
 from memtx.data import (
     ChatEncoder,
@@ -102,3 +104,17 @@ def test_tokens_made_ahead():
         TokensEncoder(input_ids="ids", labels="wanted")({"ids": [5, 6], "wanted": [6]})
     with pytest.raises(ValueError, match="TokensEncoder: .* got ids=0; leave empty rows out"):
         TokensEncoder(input_ids="ids", labels=None)({"ids": []})
+
+
+@pytest.mark.parametrize("ids", [[1.5, 2], ["1"], [True], [[1]], "12", None, 3])
+def test_tokens_that_are_no_integers_are_refused(ids):
+    with pytest.raises(ValueError, match="^TokensEncoder: the field 'ids' .* integers, got ids="):
+        TokensEncoder(input_ids="ids", labels=None)({"ids": ids})
+
+
+def test_tokens_of_a_dataset_with_a_format_become_plain_numbers():
+    # The position of a stream holds documents, and is written as JSON.
+    dataset = Dataset.from_list([{"ids": [5, 6]}])
+    for kind in ("torch", "numpy"):
+        document = TokensEncoder(input_ids="ids", labels=None)(dataset.with_format(kind)[0])
+        assert json.loads(json.dumps(document)) == {"input_ids": [5, 6], "labels": [5, 6]}

@@ -72,3 +72,9 @@ def test_too_little_text_is_refused():
         TextRows(documents=["I"], tokenizer=tokenizer, length=9)
     with pytest.raises(ValueError, match="TextRows: length must be .* got length=0;"):
         TextRows(documents=["I"], tokenizer=tokenizer, length=0)
+
+
+def test_one_text_in_the_place_of_a_list_is_refused():
+    tokenizer = tiny.byte_tokenizer(crosses_words=False)
+    with pytest.raises(ValueError, match="TextRows: documents must .* documents='It rained.';"):
+        TextRows(documents="It rained.", tokenizer=tokenizer, length=2)

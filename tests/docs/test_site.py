@@ -100,3 +100,17 @@ def test_docstrings_in_words_that_griffe_knows():
         "Does it.\n\n**Shapes:** `[a]` to `[b]`.\n\n**Source:** a book.\n\n"
         "Examples:\n    >>> 1\n    1"
     )
+
+
+def test_each_page_is_named_once():
+    """In the site's menu and in the list of README.md; on the front page, no page twice."""
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    menu = re.findall(r" ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.M)
+    assert sorted(each for each in menu if (ROOT / "docs" / each).is_file()) == pages
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Documentation\n")[1]
+    listed = re.findall(r"^- \[docs/([\w-]+\.md)\]\(docs/([\w-]+\.md)\)", readme, re.M)
+    assert all(text == target for text, target in listed)
+    assert sorted(text for text, _ in listed) == [each for each in pages if each != "index.md"]
+    front = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\(([\w-]+\.md)\)", front)
+    assert len(set(linked)) == len(linked)

@@ -69,6 +69,14 @@ def test_an_answer_counts_whole_from_its_beginning(taught, tokenizer):
     assert counted == {"all": 1, "beginning": 1, "more": 0, "end": 0}
 
 
+@pytest.mark.parametrize(
+    "bare", [Fact(prompt="Mirel Tock wrote", answer=""), Fact(prompt="", answer="w")]
+)
+def test_a_fact_without_prompt_or_answer_is_refused(bare, tokenizer):
+    with pytest.raises(ValueError, match=r"recall: every fact must have .*, got .*=\[1\];"):
+        recall(model=None, tokenizer=tokenizer, facts=[tiny.FACTS[0], bare], batch_size=1)
+
+
 def test_memory_on_and_off(taught, tokenizer):
     model = tiny.adapter(model=taught)
     fresh = recall(model=model, tokenizer=tokenizer, facts=tiny.FACTS, batch_size=5)

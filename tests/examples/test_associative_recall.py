@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from factories.associative_recall import quick
 from tests.examples.processes import script, workplace
@@ -13,6 +14,7 @@ from tests.examples.scripts import refusal_of
 
 FACTORY = "tests.examples.quick_recall:models"
 NAMES = ["plain, then delta", "softmax behind"]
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "lift_fresh"}
 recall = importlib.import_module("examples.associative_recall")
 
 
@@ -52,6 +54,43 @@ def test_a_model_that_knows_nothing_answers_nothing():
     share = recall.accuracy(model, comparison, pairs=8, device=torch.device("cpu"))
     assert share < 0.05
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["plain", "softmax"])
+def test_the_loss_of_a_step_is_the_loss_of_the_model(name):
+    model = quick().models[name]()
+    ids, labels = texts(rows=5, pairs=4, length=32, once=False)
+    given = recall.loss_of(model, ids, labels, pairs=4)
+    torch.testing.assert_close(given, model(input_ids=ids, labels=labels).loss)
+
+
+@pytest.mark.parametrize("name", quick().models)
+def test_a_step_can_be_recorded(name):
+    """Nothing in it waits for a number from the GPU."""
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args, kwargs):
+            assert function._schema.name.removeprefix("aten::") not in WAITS
+            return function(*args, **(kwargs or {}))
+
+    model = quick().models[name]()
+    optimizer = recall.optimizer_of(model, learning_rate=1e-3)
+    ids, labels = texts(rows=2, pairs=4, length=32, once=False)
+    steps = recall.Steps(model=model, optimizer=optimizer)
+    steps.run(ids, labels, pairs=4)  # what is made once is made
+    with Waits():
+        recall.loss_of(model, ids, labels, pairs=4).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+
+
+def test_texts_are_made_ahead():
+    comparison = quick()
+    generator = torch.Generator().manual_seed(0)
+    steps = recall.texts_ahead(comparison, pairs=8, generator=generator)
+    assert len(steps) == recall.AHEAD
+    for ids, labels in steps:
+        assert ids.shape == labels.shape == (comparison.tokens_per_step // 32, 32)
+    assert not torch.equal(steps[0][0], steps[1][0])
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from memtx import (
     load,
     save,
 )
+from memtx.ops.tensor_memory import features
 
 KINDS = (LinearMemoryAttention, SelfAttention)
 BEFORE = (DecayingTensorMemory, 0.001, False)
@@ -91,3 +92,33 @@ def test_the_first_layer_reads_the_token_before():
     # The value of the token before, whatever its key, but for the thousandth of what is older.
     expected = attention.o_proj(attention.v_proj(x[:, :-1]))
     assert (attention(x)[:, 1:] - expected).norm() / expected.norm() < 0.02
+
+
+@torch.no_grad()
+def test_models_start_so_that_tokens_and_keys_are_told_apart():
+    """Neither a token in the stream nor a key's features are lost in what all have in common."""
+    model = quick().models["delta"]().eval()
+    ids = torch.arange(100)[None]
+    tokens = model.embedding(ids)[0] * model.embedding.dim**0.5
+    assert 0.7 < tokens.square().mean().sqrt() < 0.9
+    attention = model.layers[1].attention
+    keys = features(attention.k_proj(torch.randn(100, 64)))
+    usual = features(attention.k_proj(torch.randn(100, 64)) / 6.0)
+
+    def alike(x):
+        x = torch.nn.functional.normalize(x, dim=-1)
+        return (x @ x.mT).triu(1).sum() / (100 * 99 / 2)
+
+    assert alike(keys) < 0.6
+    assert alike(usual) > 0.75
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["softmax", "softmax behind"])
+def test_layers_of_softmax_start_as_loud_as_tokens(name):
+    model = quick().models[name]().eval()
+    stream = model.embedding(torch.arange(100)[None])
+    for layer in model.layers:
+        for sublayer in layer.sublayers:
+            added = sublayer(stream, None) - stream
+            assert 0.1 < added.square().mean().sqrt() / stream.square().mean().sqrt() < 3.0

@@ -46,9 +46,9 @@ def test_rows_are_those_of_the_plain_bank(where, name, places, tmp_path):
     rows = numbers[:, None] * CHAPTER + torch.arange(CHAPTER, device=GPU)
     for _ in range(2):
         assert torch.equal(far.chapters(numbers, CHAPTER), near.rows(rows))
-    assert all(not getattr(far.stored, each).is_cuda for each in far._layout.names)
+    assert all(not getattr(far.stored, each).is_cuda for each in far._distant.layout.names)
     assert far.resident_bytes <= places * sum(
-        getattr(far.stored, each).nbytes // (NUM // CHAPTER) for each in far._layout.names
+        getattr(far.stored, each).nbytes // (NUM // CHAPTER) for each in far._distant.layout.names
     )
 
 

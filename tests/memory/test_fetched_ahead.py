@@ -38,7 +38,7 @@ def offloaded(bank, places):
 
 
 def settle(bank):
-    for cache in bank._residents._caches.values():
+    for cache in bank._distant.residents._caches.values():
         cache.settle()
 
 

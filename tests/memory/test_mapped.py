@@ -59,7 +59,9 @@ def test_only_what_is_read_is_looked_up(tmp_path):
     bank = mapped(bank_of(NUM, 6), 2, tmp_path)
     bank.rows(torch.tensor([0, 1, 9]))
     bank.fetch_ahead(torch.tensor([2, 13]))
-    bank._residents.on(torch.device("cpu"), rows={"tokens": bank.stored.tokens}, entries=4).settle()
+    bank._distant.residents.on(
+        torch.device("cpu"), rows={"tokens": bank.stored.tokens}, entries=4
+    ).settle()
     assert vars(bank.traffic) == {"hits": 0, "misses": 2, "fetched_ahead": 1, "bytes_moved": 288}
 
 
@@ -69,7 +71,7 @@ def test_nothing_reaches_the_rows(make, tmp_path):
     bank = make()
     distant = mapped(bank, 2, tmp_path)
     assert list(distant.parameters()) == []
-    held = {name: getattr(distant.stored, name) for name in distant._layout.names}
+    held = {name: getattr(distant.stored, name) for name in distant._distant.layout.names}
     distant.to(torch.float64)
     again = copy.deepcopy(distant)
     for name, each in held.items():

@@ -78,6 +78,13 @@ def test_prompt_routing_without_a_cache_is_refused_in_generation():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
         model.generate(input_ids=token_ids(1, 3), max_new_tokens=2, use_cache=False)
+    text = (
+        "MemoryTransformer: a model whose routers choose from the prompt must read it in one call: "
+        "what comes later counts as generated, got prefill_chunk_size=2, "
+        "strategies=[PromptRouting()]; leave prefill_chunk_size out, or use"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}"):
+        model.generate(input_ids=token_ids(1, 3), max_new_tokens=2, prefill_chunk_size=2)
 
 
 def changed(arguments, name, value):

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from memtx.ops.memory_read import dense_read, dense_read_reference, read_by_heads, read_folded
+from memtx.ops.memory_read import (
+    dense_read,
+    dense_read_reference,
+    read_by_heads,
+    read_by_products,
+    read_folded,
+)
 
 WIDTH = 8
 
@@ -21,7 +27,13 @@ def outputs_and_gradients(read, tensors):
     return [out, *torch.autograd.grad(out, tensors, direction)]
 
 
-@pytest.fixture(params=[dense_read, read_by_heads, read_folded], ids=lambda read: read.__name__)
+def by_products(query, key, value, dropout):
+    return read_by_products(query, key, value)
+
+
+@pytest.fixture(
+    params=[dense_read, read_by_heads, read_folded, by_products], ids=lambda read: read.__name__
+)
 def fused(request):
     return lambda query, key, value: request.param(query, key, value, 0.0)
 

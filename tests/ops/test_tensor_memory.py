@@ -14,6 +14,7 @@ from memtx.ops.tensor_memory import (
 from tests.ops.tensor_inputs import (
     DELTA,
     FREE,
+    PLAIN,
     RULES,
     STILL,
     by_chunk,
@@ -74,6 +75,15 @@ def test_long_sequence_equals_recurrence(name):
 @pytest.mark.parametrize("name", RULES)
 def test_bfloat16_is_near_recurrence(name, length):
     found = whole_rows(name=name, length=length, chunk=64, dtype=torch.bfloat16, dim=16)
+    assert max(found.values()) < 2e-2, found
+
+
+def test_bfloat16_where_little_is_left_of_all_but_one_token():
+    """What is read is nearly one token's value, and its gradients the little it differs by."""
+    inputs = tokens(batch=2, length=100, dim=16, dtype=torch.bfloat16)
+    rule = rules(delta=PLAIN, decay=[0.1, 0.3], bound=FREE)
+    wanted = outcome(by_token(rule, None, None), inputs)
+    found = distances(outcome(by_chunk(rule, None, None, 64), inputs), wanted)
     assert max(found.values()) < 2e-2, found
 
 
@@ -196,3 +206,35 @@ def test_faster_than_the_recurrence():
 
     chunked = min(seconds(by_chunk(rule, None, None, 64)) for _ in range(3))
     assert 5.0 * chunked < seconds(by_token(rule, None, None))
+
+
+def test_a_gradient_of_a_gradient_is_refused():
+    """The backward pass is not differentiated: what came of it would be wrong in silence."""
+    inputs = tokens(batch=1, length=20, dim=4, dtype=torch.float64)
+    rule = named_rules("each head its own")
+    message = "tensor_memory: a gradient must be taken once, got create_graph=True; use"
+    with pytest.raises(ValueError, match=message):
+        torch.autograd.grad(
+            by_chunk(rule, None, None, 16)(*inputs)[0].sum(), inputs, create_graph=True
+        )
+    slow = by_token(rule, None, None)(*inputs)[0].square().sum()
+    (once,) = torch.autograd.grad(slow, inputs[0], create_graph=True)
+    assert torch.autograd.grad(once.square().sum(), inputs[1])[0].isfinite().all()
+
+
+def test_gradients_by_differences():
+    """Of everything, with padding and a state, against what small changes do."""
+    inputs = tokens(batch=1, length=18, dim=2, dtype=torch.float64)
+    real = torch.arange(18)[None] > 2
+    form = by_chunk(named_rules("each head its own"), real, None, 16)
+    assert torch.autograd.gradcheck(form, inputs, atol=1e-6)
+
+
+def test_no_tokens():
+    query, key, value, memory, norm = tokens(batch=2, length=0, dim=4, dtype=torch.float32)
+    rule = named_rules("delta")
+    for form in (by_token(rule, None, None), by_chunk(rule, None, None, 16)):
+        read, left, sums = form(query, key, value, memory, norm)
+        assert read.shape == query.shape
+        assert torch.equal(left, memory)
+        assert torch.equal(sums, norm)

@@ -13,8 +13,15 @@ ENTRY_POINTS: Table = {
         "position_ids",
         "labels",
     ],
-    "src/memtx/adapters/adapter.py:MemoryAdapter.gradient_checkpointing_enable": [
-        "gradient_checkpointing_kwargs"
+    "src/memtx/adapters/checkpointing.py:activation_checkpointing_enable": [
+        "activation_checkpointing_kwargs",
+        "every_n_layers",
+        "offload",
+    ],
+    "src/memtx/adapters/checkpointing.py:gradient_checkpointing_enable": [
+        "gradient_checkpointing_kwargs",
+        "every_n_layers",
+        "offload",
     ],
     "src/memtx/adapters/insertion.py:Insertion.forward": ["context"],
     "src/memtx/adapters/sharing.py:from_pretrained": [
@@ -46,9 +53,6 @@ ENTRY_POINTS: Table = {
         "memories",
     ],
     "src/memtx/adapters/memory_library.py:MemoryLibrary.generate": ["memories"],
-    "src/memtx/adapters/memory_library.py:MemoryLibrary.gradient_checkpointing_enable": [
-        "gradient_checkpointing_kwargs"
-    ],
     "src/memtx/blocks.py:MemoryBlock.forward": ["context"],
     "src/memtx/blocks.py:Residual.branch": ["context"],
     "src/memtx/blocks.py:Residual.forward": ["context"],
@@ -116,7 +120,10 @@ ENTRY_POINTS: Table = {
 # *args and **kwargs that pass a third party's call through.
 PASS_THROUGH: Table = {
     "src/memtx/adapters/adapter.py:MemoryAdapter.forward": ["kwargs"],
+    "benchmarks/step_profile.py:Watched.generate": ["given"],
+    "benchmarks/warm_rivals.py:try_a_share.made": ["others", "named"],
     "src/memtx/adapters/adapter.py:MemoryAdapter.generate": ["args", "kwargs"],
+    "src/memtx/adapters/checkpointing.py:_Checkpoint.__call__": ["args"],
     "src/memtx/adapters/memory_library.py:MemoryLibrary.forward": ["kwargs"],
     "src/memtx/adapters/memory_library.py:MemoryLibrary.generate": ["args", "kwargs"],
     "src/memtx/evaluate/harness/model.py:MemtxLM.__init__": ["kwargs"],
@@ -127,6 +134,7 @@ PASS_THROUGH: Table = {
     # torch calls these with its own defaults.
     "src/memtx/memory/mapped.py:MappedMemoryBank.requires_grad_": ["args", "kwargs"],
     "src/memtx/memory/offloaded.py:OffloadedMemoryBank._apply": ["args", "kwargs"],
+    "src/memtx/models/face.py:Face.generate": ["args", "kwargs"],
     "src/memtx/models/face.py:Face.forward": ["kwargs"],
     "src/memtx/models/face.py:Face.prepare_inputs_for_generation": ["kwargs"],
     "src/memtx/models/face.py:MemtxConfig.__init__": ["kwargs"],

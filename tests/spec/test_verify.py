@@ -237,6 +237,15 @@ def test_a_model_whose_tensors_are_others(tmp_path):
     assert "unexpected=['extra']" in trouble
 
 
+def test_a_model_whose_spec_is_another_sound_one(tmp_path):
+    save(next(iter(MODELS.values()))(), tmp_path / "model")
+    header = tmp_path / "model" / "config.json"
+    text = header.read_text(encoding="utf-8")
+    header.write_text(text.replace('"eps": 1e-05', '"eps": 1e-04'), encoding="utf-8")
+    (trouble,) = verify(tmp_path / "model")["trouble"]
+    assert trouble.startswith("verify: the spec of config.json must have its spec_sha256, ")
+
+
 def test_the_command(memory, capsys):
     assert cli.run(["verify", str(memory)]) == 0
     out = capsys.readouterr().out

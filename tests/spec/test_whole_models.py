@@ -178,8 +178,12 @@ def test_other_tensors_are_refused(saved, edit, text):
 
 
 HEADERS = {
-    "no spec": (lambda header: header.pop("spec"), "config.json must hold 'spec' and 'sha256', "),
-    "no checksum": (lambda header: header.pop("sha256"), "config.json must hold 'spec' and"),
+    "no spec": (lambda header: header.pop("spec"), "config.json must hold 'spec', 'sha256' and "),
+    "no checksum": (lambda header: header.pop("sha256"), "config.json must hold 'spec', 'sha"),
+    "another number": (
+        lambda header: header["spec"]["model"]["arguments"]["norm"]["arguments"].update(eps=0.5),
+        "the spec of config.json must have its spec_sha256, ",
+    ),
     "a part alone": (
         lambda header: header.update(spec=describe(BANKS["reduced"]())),
         "the folder must hold a whole model, got class='ReducedDimMemoryBank'; load a memory with",

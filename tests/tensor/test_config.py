@@ -12,11 +12,17 @@ def test_values_are_kept():
 
 
 @pytest.mark.parametrize("name", ["eps", "max_delta", "max_memory", "max_norm"])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), 1e-50, None, "1", True])
 def test_value_that_is_not_positive(name, value):
-    message = rf"TensorMemoryConfig: {name} must be positive, got {name}={value}; 1e-6"
+    message = rf"TensorMemoryConfig: {name} must be positive, got {name}={value!r}; 1e-6"
     with pytest.raises(ValueError, match=message):
         config({name: value})
+
+
+def test_eps_without_end():
+    with pytest.raises(ValueError, match=r"TensorMemoryConfig: eps must be finite, got eps=inf;"):
+        config({"eps": float("inf")})
+    assert config({"max_memory": float("inf")}).max_memory == float("inf")  # no bound at all
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.5])

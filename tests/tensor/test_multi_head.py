@@ -92,3 +92,43 @@ def test_state_of_another_device():
     message = "inputs' device 'cpu', got state.device='meta'; move"
     with pytest.raises(ValueError, match=message):
         heads().read_and_write(x, x, x, state, None, None, True)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3, 4), (1, 5, 2, 8), (1, 5, 8)])
+def test_tokens_of_other_heads(shape):
+    x = torch.randn(shape)
+    message = r"key and value must be \[batch, length, 2, 4\], got shapes=.*; cut each"
+    with pytest.raises(ValueError, match=message):
+        heads().read_and_write(x, x, x, None, None, None, True)
+
+
+def test_keys_of_another_length():
+    x = torch.randn(1, 5, 2, 4)
+    message = r"got shapes=\[\(1, 5, 2, 4\), \(1, 4, 2, 4\), \(1, 5, 2, 4\)\]; cut each"
+    with pytest.raises(ValueError, match=message):
+        heads().read_and_write(x, x[:, 1:], x, None, None, None, True)
+
+
+def test_what_is_no_memory():
+    message = r"memories must be TensorMemory or DecayingTensorMemory, got memories=\['int'\]; give"
+    with pytest.raises(ValueError, match=message):
+        MultiHeadMemory([3])
+
+
+def test_heads_from_a_generator():
+    memory = MultiHeadMemory(TensorMemory(config({})) for _ in range(3))
+    assert memory.num_heads == len(memory.memories) == 3
+
+
+def test_no_tokens_leave_the_state_as_it_is():
+    """The last piece of a text may be empty."""
+    state, memory = written_state(batch=2, heads=2, dim=4), heads()
+    none = torch.randn(2, 0, 2, 4, requires_grad=True)
+    for given in (state, None):
+        read, after = memory.read_and_write(none, none, none, given, None, None, True)
+        assert read.shape == none.shape
+        wanted = torch.zeros_like(state.memory) if given is None else state.memory
+        assert torch.equal(after.memory, wanted)
+        read.sum().backward()
+    read, after = memory.read_and_write(none, none, none, None, None, None, False)
+    assert (read.shape, after) == (none.shape, None)

@@ -1,5 +1,8 @@
 """A memory by itself: reset, retrieve, update."""
 
+import re
+from functools import partial
+
 import pytest
 import torch
 
@@ -77,9 +80,16 @@ def test_bounds_of_the_state():
     assert memory.state.norm.unique().tolist() == [5.0]
 
 
-@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2.0])
+@pytest.mark.parametrize("make", [TensorMemory, partial(DecayingTensorMemory, decay=0.5)])
+def test_values_that_are_no_config(make):
+    message = r"TensorMemory: config must be a TensorMemoryConfig, got config=\{'dim': 4\}; make"
+    with pytest.raises(ValueError, match=message):
+        make({"dim": 4})
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2.0, float("nan"), 1e-50, None, "0.5"])
 def test_decay_out_of_range(decay):
-    message = f"DecayingTensorMemory: decay must lie between 0 and 1, got decay={decay}; use"
+    message = f"DecayingTensorMemory: decay must lie between 0 and 1, got decay={decay!r}; use"
     with pytest.raises(ValueError, match=message):
         DecayingTensorMemory(config({}), decay=decay)
 
@@ -114,3 +124,15 @@ def test_other_device(memory):
     # without a device it stays where it is
     memory.reset()
     assert memory.retrieve(torch.ones(1, 1, 4, device="meta")).is_meta
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (2, 2, 4)])
+def test_a_value_for_each_key(memory, shape):
+    message = re.escape(f"must have a value of its width, got key=(2, 3, 4), value={shape}; pass")
+    with pytest.raises(ValueError, match=message):
+        memory.update(torch.ones(2, 3, 4), torch.ones(shape))
+
+
+def test_tokens_without_a_batch(memory):
+    with pytest.raises(ValueError, match=r"memory's dim 4, got shape=\(3, 4\); pass"):
+        memory.retrieve(torch.ones(3, 4))

@@ -1,5 +1,7 @@
 """The state as an object: moved, cut, emptied, reordered, saved."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,3 +90,12 @@ def test_states_of_a_model(tmp_path):
     states.detach()
     assert not states.states[0].memory.requires_grad
     assert TensorMemoryStates.of_tensors({}).states == []
+
+
+@pytest.mark.parametrize("names", [["0.memory"], ["0.memory", "0.norm", "head"]])
+def test_tensors_that_are_not_of_states(names):
+    state = written_state(batch=1, heads=1, dim=2)
+    missing, others = (["0.norm"], []) if len(names) == 1 else ([], ["head"])
+    message = f"of each place, got missing={missing!r}, others={others!r}; pass"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TensorMemoryStates.of_tensors(dict.fromkeys(names, state.memory))

@@ -5,6 +5,7 @@ model is saved there by all processes together.
 """
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from memtx.train import (
 )
 from tests.train import sharded_models as models
 from tests.train import tiny
+from tests.train.broken import Broken
 
 # peft asks transformers by a name that transformers has since changed.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
@@ -105,6 +107,28 @@ def from_nowhere(folder: Path) -> None:
     (folder / f"rank-{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
+def broken(folder: Path) -> None:
+    """A sum is not finite in the second process alone, with the step after it under way."""
+    found: dict[str, Any] = {}
+    for way, make in EVERY.items():
+        left = []
+        for steps, step in ((4, 2), (1, -1)):
+            model = tiny.adapter(model=tiny.base(seed=0))
+            term = Broken(value=math.nan, step=step if dist.get_rank() == 1 else -1)
+            trainer = replace(
+                tiny.trainer(model=model, steps=steps),
+                objective=Objective(model=model, terms=[term]),
+                parallelism=make(),
+            )
+            try:
+                trainer.run()
+            except FloatingPointError as error:
+                found[way] = {"message": str(error), "calls": term.calls}
+            left.append({key: models.whole(p) for key, p in model.named_memory_parameters()})
+        found[way]["same"] = tiny.same(*left)
+    (folder / f"broken-{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
 def refused(folder: Path) -> None:
     """What is refused, and how often a model may be sharded."""
     model = models.shared(models.dense_read)
@@ -132,6 +156,7 @@ def main(folder: Path) -> None:
         for name in ("dense shared bank", "adapter"):
             run("fsdp", name, folder=folder / "accumulated" / name, accumulation=2)
         from_nowhere(folder)
+        broken(folder)
         refused(folder)
 
 

@@ -100,10 +100,8 @@ def test_sparse_gradients_are_the_dense_ones(kind):
 @pytest.mark.parametrize("length", [2, 24], ids=["some", "all"])
 def test_a_compiler_takes_sparse_gradients(length):
     """Where there are more choices than chapters a trace reads all of them."""
-    read, x = (
-        routing.reader(RollingRouting(window=2), MIXINGS["joint"], {}),
-        torch.randn(1, length, 8),
-    )
+    read = routing.reader(RollingRouting(window=2), MIXINGS["joint"], {})
+    x = torch.randn(1, length, 8)
     read(x).sum().backward()
     wanted = gradients(read)
     read.zero_grad()
@@ -111,6 +109,27 @@ def test_a_compiler_takes_sparse_gradients(length):
         torch.compile(read, backend="aot_eager", fullgraph=True)(x).sum().backward()
         assert read.bank.tokens.grad.is_sparse
     expect_equal(gradients(read), wanted)
+
+
+def several_reads():
+    readers = [routing.reader(RollingRouting(window=2), MIXINGS["joint"], {}) for _ in range(3)]
+    for each in readers:
+        each.bank = readers[0].bank
+    return nn.Sequential(*readers)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_compiler_adds_up_what_several_reads_do_to_a_bank(backend):
+    reads, x = several_reads(), torch.randn(1, 4, 8)
+    reads(x).sum().backward()
+    wanted = gradients(reads)
+    reads.zero_grad()
+    with sparse_bank_gradients(reads):
+        reads = copy.deepcopy(reads)  # a copy hands over to its own bank
+        torch.compile(reads, backend=backend, fullgraph=True)(x).sum().backward()
+    assert reads[0].bank.tokens.grad.is_sparse
+    expect_equal(gradients(reads), wanted)
 
 
 def test_only_what_is_read_is_in_the_gradient():

@@ -35,6 +35,7 @@ def at(model, *, step: int) -> Run:
         scaler=trainer.precision.scaler(trainer.parallelism.device),
         parallelism=trainer.parallelism,
         callbacks=[],
+        settings={},
         steps=400,
         step=step,
         stop=None,

@@ -146,6 +146,17 @@ def test_a_float32_memory_trains_on_a_bfloat16_base(together):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("way", worker.EVERY)
+def test_a_sum_that_is_not_finite_changes_no_part_of_a_parameter(together, way, rank):
+    found = json.loads((together / f"broken-{rank}.json").read_text(encoding="utf-8"))[way]
+    assert "must stay finite, got step=2, loss=nan," in found["message"]
+    assert "batches=['facts 3 (process 1, sha1 " in found["message"]
+    # Nobody waited: the third step was under way.
+    assert found["calls"] == 3
+    assert found["same"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_model_is_sharded_once(together, rank):
     found = json.loads((together / f"refused-{rank}.json").read_text(encoding="utf-8"))
     assert found["again"]

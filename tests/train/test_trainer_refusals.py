@@ -9,7 +9,7 @@ import torch
 
 from memtx.adapters import MemoryAdapter
 from memtx.spec import load_adapter
-from memtx.train import Checkpoints, JsonLines, WarmupCosine
+from memtx.train import AdamW, Checkpoints, JsonLines, WarmupCosine
 from tests.train import tiny
 
 
@@ -103,6 +103,15 @@ def test_loggers_are_closed_when_an_evaluation_fails(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
+        ({"precision": "bf16"}, "instances with `context`, got precision='bf16';"),
+        ({"optimizer": AdamW}, "instances with `make`, got optimizer=<class 'memtx.*AdamW'>;"),
+        ({"objective": torch.nn.Identity()}, "with `counts`, got objective='Identity';"),
+        ({"streams": {"facts": [1]}}, "instances with `next_batch`, got streams='list';"),
+        ({"streams": [1]}, "instances with `next_batch`, got streams='tuple';"),
+        ({"loggers": JsonLines}, "instances with `log`, got loggers='tuple';"),
+        ({"callbacks": [print]}, "instances with `after_step`, got callbacks='builtin_func"),
+        ({"checkpoints": ["run"]}, "instances with `save`, got checkpoints='run';"),
+        ({"schedule": None}, "instances with `factor`, got schedule=None;"),
         ({"steps": 0}, "steps must be an integer of at least 1, got steps=0;"),
         ({"accumulation": 0}, "accumulation must be .* got accumulation=0;"),
         ({"steps": 3}, "as long as the run, got steps=3, schedule.total_steps=2;"),

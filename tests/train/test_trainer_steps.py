@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from memtx.adapters import MemoryAdapter
+from memtx.data import Batches
 from memtx.train import AdamW, SingleProcess, digest
 from memtx.train.identity import breakdown, identities
 from tests.train import tiny
@@ -242,6 +243,18 @@ def test_the_host_waits_for_the_device_once_a_step(model, monkeypatch):
     assert waits.noted == ["tolist"] * 3
 
 
+def test_a_step_without_labels_is_told_of_once(model):
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100] * 3}]
+    stream = Batches(rows=rows, batch_size=1, seed=0, pad_token_id=0)
+    trainer = replace(tiny.trainer(model=model, steps=3), streams={"facts": stream})
+    with pytest.warns(
+        UserWarning, match=r"^Trainer: .*got step=1, nothing for=\['facts'\];"
+    ) as told:
+        records = trainer.run()
+    assert len(told) == 1
+    assert [record["loss"] for record in records] == [0.0] * 3
+
+
 def test_a_batch_is_named_by_its_tokens():
     batch = tiny.fact_batches(batch_size=2)[3]
     wanted = hashlib.sha1(batch["input_ids"].numpy().tobytes()).hexdigest()
@@ -261,17 +274,10 @@ class Second:
         return tensor
 
 
-class Standing:
-    """A run after four steps."""
-
-    step = 4
-    parallelism = Second()
-
-
 def test_batches_of_all_processes_are_numbered_as_they_were_handed_out():
     stream = tiny.fact_batches(batch_size=1)
     own = [{"facts": stream[0], "text": stream[1]}, {"facts": stream[2], "text": stream[3]}]
-    found = identities(own, shares=[0.5, math.nan], run=Standing())
+    found = identities(own, shares=[0.5, math.nan], before=4, parallelism=Second())
     assert [(each.stream, each.number, each.process) for each in found] == [
         (name, number, number % 3) for number in range(24, 30) for name in ("facts", "text")
     ]
@@ -286,5 +292,6 @@ def test_batches_of_all_processes_are_numbered_as_they_were_handed_out():
 
 def test_many_batches_are_cut_short():
     stream = tiny.fact_batches(batch_size=1)
-    found = identities([{"facts": stream[0]}] * 9, shares=[0.5] * 9, run=Standing())
+    batches = [{"facts": stream[0]}] * 9
+    found = identities(batches, shares=[0.5] * 9, before=4, parallelism=Second())
     assert "'and 19 more'" in breakdown("all must be well", record={}, found=found)

@@ -1,16 +1,15 @@
 """A memory inside a frozen pretrained model, reversible and switchable."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from memtx.adapters import sharing
+from memtx.adapters import checkpointing, sharing
 from memtx.adapters.causal_lm import CausalLM
-from memtx.adapters.checkpointing import switch_off, switch_on
 from memtx.adapters.compilation import forget_compiled
 from memtx.adapters.devices import device_of, settle
 from memtx.adapters.families import inner_model
@@ -21,6 +20,7 @@ from memtx.adapters.reading import Reading
 from memtx.adapters.state import keep_memory_alone
 from memtx.adapters.tenancy import Tenancy
 from memtx.expression import component
+from memtx.memory.prompts import require_one_prompt
 
 
 @final
@@ -75,7 +75,6 @@ class MemoryAdapter(nn.Module):
         self.base = base
         self.banks = nn.ModuleList(banks)
         self.insertions = nn.ModuleList(insertions)
-        self._enabled = True
         self._checkpointing = False
         self._tenancy = Tenancy.enter(base)
         settle(base=base, banks=banks, insertions=insertions)
@@ -118,10 +117,8 @@ class MemoryAdapter(nn.Module):
             labels=labels,
             **kwargs,
         )
-        if labels is not None:
-            for value, weight in self._reading.router_losses().values():
-                output.loss = output.loss + weight * value
-        return output
+        items = kwargs.get("num_items_in_batch")
+        return self._reading.with_router_losses(output, labels=labels, items=items)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """Call the base's `generate` with its memory; all arguments pass through.
@@ -129,7 +126,18 @@ class MemoryAdapter(nn.Module):
         Args:
             *args: passed to the base.
             **kwargs: passed to the base.
+
+        Raises:
+            ValueError: if a router chooses from the prompt, without a cache or where the prompt is
+                read in chunks.
         """
+        require_one_prompt(
+            owner=self,
+            parts=self.insertions.modules() if self.is_enabled() else (),
+            config=self.base.generation_config,
+            args=args,
+            options=kwargs,
+        )
         return self.base.generate(*args, **kwargs)  # type: ignore[operator]
 
     save_pretrained = sharing.save_pretrained
@@ -146,23 +154,26 @@ class MemoryAdapter(nn.Module):
         return inner_model(self.base).config
 
     @property
+    def loss_type(self) -> Any:
+        """The name of the base's loss: `Trainer` of transformers counts labels by it."""
+        return getattr(inner_model(self.base), "loss_type", None)
+
+    @property
     def device(self) -> torch.device:
         """The device on which the base's embeddings compute."""
         return device_of(inner_model(self.base).get_input_embeddings())  # type: ignore[operator]
 
     def is_enabled(self) -> bool:
-        """Tell whether the memory is read."""
-        return self._enabled
+        """Tell whether the memory is read in this thread."""
+        return self._reading.is_on
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Switch the memory off inside a `with` block: the base answers, bit for bit."""
-        before = self._enabled
-        self._enabled = False
-        try:
-            yield
-        finally:
-            self._enabled = before
+    def disabled(self) -> AbstractContextManager[None]:
+        """Switch the memory off inside a `with` block: the base answers, bit for bit.
+
+        As torch's `no_grad`, it is for the thread that is in the block: others read on, those that
+        were started in it among them.
+        """
+        return self._reading.off()
 
     def remove(self) -> nn.Module:
         """Take the memory out for good and give back the base as it was before."""
@@ -193,27 +204,28 @@ class MemoryAdapter(nn.Module):
         parts = nn.ModuleDict({"banks": self.banks, "insertions": self.insertions})
         return parts.named_parameters()
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Recompute the base's layers in the backward pass instead of keeping their activations.
+    activation_checkpointing_enable = checkpointing.activation_checkpointing_enable
+    gradient_checkpointing_enable = checkpointing.gradient_checkpointing_enable
+
+    def recompute(self, options: dict[str, Any], how: dict[str, Any]) -> None:
+        """Switch gradient checkpointing on; `activation_checkpointing_enable` calls it.
 
         Args:
-            gradient_checkpointing_kwargs: passed to `torch.utils.checkpoint`; absent, the kind
-                without reentry is used; with
-                `{"use_reentrant": True}` the embeddings are made to require a gradient, without
-                which that kind drops the memory's. A routed memory refuses that kind.
+            options: passed to `torch.utils.checkpoint`; `use_reentrant` is among them.
+            how: passed to the base's own switch beside them.
 
         Raises:
             ValueError: if a memory is routed and `use_reentrant` is true.
         """
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self._reading.check_checkpointing(use_reentrant=bool(options["use_reentrant"]))
-        wrap = self._reading.replaying if self._reading.wanted else None
-        switch_on(base=self.base, options=options, wrap=wrap)
+        reenters = bool(options["use_reentrant"])
+        self._reading.check_checkpointing(use_reentrant=reenters)
+        wrap = None if reenters else self._reading.replaying  # that kind takes no contexts
+        checkpointing.switch_on(base=self.base, options=options, wrap=wrap, how=how)
         self._checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
-        switch_off(self.base)
+        checkpointing.switch_off(self.base)
         self._checkpointing = False
+
+    activation_checkpointing_disable = gradient_checkpointing_disable

@@ -40,7 +40,8 @@ def uncompile_parts(model: nn.Module) -> None:
     """
     for part in _parts(model):
         own: Any = vars(part).get("forward")
-        if getattr(own, "__func__", None) is _compiled(type(part).forward):
+        # What was made is looked up: asking for the form of a part would compile it.
+        if getattr(own, "__func__", None) in _made:
             del vars(part)["forward"]
 
 
@@ -69,6 +70,12 @@ def _carries_memory(model: nn.Module) -> bool:
     return hasattr(model, "insertions") or hasattr(model, "memories")
 
 
+# Every form that was put into a part.
+_made: set[Callable[..., Any]] = set()
+
+
 @functools.cache
 def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(forward)
+    form = torch.compile(forward)
+    _made.add(form)
+    return form

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from memtx.adapters.families import decoder_layers, family_of
 from memtx.adapters.insertion import Site
 from memtx.adapters.reading import Reading
+from memtx.adapters.threads import Here
 from memtx.context import Context
 
 Switch = Callable[[], bool]
@@ -97,21 +98,21 @@ class _AroundBranch:
         self.insertion = insertion
         self.is_on = is_on
         self.reading = reading
-        self.waiting: list[Tensor] = []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to one forward: it cannot be copied and need not be."""
-        return {**vars(self), "waiting": []}
+        self.here = Here()
 
     def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
         # A recomputation under gradient checkpointing may stop early and leave a read behind.
-        self.waiting.clear()
+        self.here.put("read", None)
         if not self.is_on():
             return None
         stream, *rest = inputs
         read = self.insertion(stream, self.reading.now())
-        self.waiting.append(read)
+        self.here.put("read", read)
         return (stream + read, *rest)
 
     def leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        return _plus(output, self.waiting.pop()) if self.waiting else None
+        read = self.here.get("read", None)
+        if read is None:
+            return None
+        self.here.put("read", None)
+        return _plus(output, read)

@@ -107,7 +107,7 @@ class Insertion(nn.Module):
         """
         # Autocast chooses dtypes itself: a copy in float32 would only be read and written again.
         kind = stream.device.type
-        mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        mixed = kind != "meta" and torch.is_autocast_enabled(kind)
         return stream if mixed else stream.to(next(self.parameters()).dtype)
 
     def forward(self, stream: Tensor, context: Context | None = None) -> Tensor:

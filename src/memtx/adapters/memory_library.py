@@ -1,14 +1,14 @@
 """Several named memories on one base, and a memory of its own for each row of a batch."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn, cast, final
 
 import torch
 from torch import Tensor, nn
 
+from memtx.adapters import checkpointing
 from memtx.adapters.causal_lm import CausalLM
-from memtx.adapters.checkpointing import switch_off
 from memtx.adapters.choices import Choice, names_of, require_choices
 from memtx.adapters.devices import device_of
 from memtx.adapters.families import inner_model
@@ -109,7 +109,7 @@ class MemoryLibrary(nn.Module):
             ValueError: if there is no such memory, or it is being read.
         """
         self._require_known(name)
-        users = [choice for choice in self._shelf.rows.choices if name in names_of(choice)]
+        users = [choice for choice in self._shelf.rows.chosen() if name in names_of(choice)]
         require(
             ok=not users,
             owner=self,
@@ -154,7 +154,8 @@ class MemoryLibrary(nn.Module):
         Raises:
             ValueError: if a name is not known.
         """
-        self._choose([choice], everyone=True)
+        self._require_fit([choice])
+        self._shelf.activate(choice)
 
     def deactivate(self) -> None:
         """Let no row read a memory from now on."""
@@ -163,12 +164,14 @@ class MemoryLibrary(nn.Module):
     @property
     def active(self) -> Choice:
         """What all rows read; None if that is nothing, or each row reads its own."""
-        rows = self._shelf.rows
-        return rows.choices[0] if rows.everyone else None
+        now = self._shelf.rows.now
+        return now.choices[0] if now.everyone else None
 
     @contextmanager
     def rows(self, memories: Sequence[Choice]) -> Iterator[None]:
         """Let each row of the batches inside a `with` block read what is named for it.
+
+        It is for the thread that is in the block, in which it goes before what is activated.
 
         Args:
             memories: for each row a name, a `Together`, an `InTurn`, or None for none.
@@ -184,17 +187,14 @@ class MemoryLibrary(nn.Module):
             got={"memories": memories},
             remedy="name a memory, or None, for each row of the batch",
         )
-        before = self._shelf.rows.choices, self._shelf.rows.everyone
-        self._choose(list(memories), everyone=False)
-        try:
+        choices = list(memories)
+        self._require_fit(choices)
+        with self._shelf.rows.named(self._shelf.assignment(choices, everyone=False)):
             yield
-        finally:
-            self._shelf.choose(before[0], everyone=before[1])
 
-    def _choose(self, choices: list[Choice], *, everyone: bool) -> None:
+    def _require_fit(self, choices: list[Choice]) -> None:
         require_choices(owner=self, choices=choices, known=self.names)
         self._shelf.require_one_order(choices)
-        self._shelf.choose(choices, everyone=everyone)
 
     def forward(
         self,
@@ -224,10 +224,8 @@ class MemoryLibrary(nn.Module):
                 labels=labels,
                 **kwargs,
             )
-        if labels is not None:
-            for value, weight in self._shelf.reading.router_losses().values():
-                output.loss = output.loss + weight * value
-        return output
+        items = kwargs.get("num_items_in_batch")
+        return self._shelf.reading.with_router_losses(output, labels=labels, items=items)
 
     def generate(self, *args: Any, memories: Sequence[Choice] | None = None, **kwargs: Any) -> Any:
         """Call the base's `generate`; beams and repetitions of a row read what the row reads.
@@ -238,25 +236,24 @@ class MemoryLibrary(nn.Module):
             **kwargs: passed to the base.
 
         Raises:
-            ValueError: if there are not as many choices as prompts.
+            ValueError: if there are not as many choices as prompts, or a router chooses from the
+                prompt, without a cache or where the prompt is read in chunks.
         """
         with nullcontext() if memories is None else self.rows(memories):
             rows = self._shelf.rows
             given = [*args[:1], *(kwargs.get(k) for k in ("inputs", "input_ids", "inputs_embeds"))]
             prompts = [each.shape[0] for each in given if isinstance(each, Tensor)]
+            choices = rows.now.choices
             require(
-                ok=rows.everyone or not prompts or prompts[0] == len(rows.choices),
+                ok=rows.now.everyone or not prompts or prompts[0] == len(choices),
                 owner=self,
                 rule="rows must name a memory, or None, for each row of the batch",
-                got={"names": len(rows.choices), "batch": (prompts or [0])[0]},
+                got={"names": len(choices), "batch": (prompts or [0])[0]},
                 remedy="name as many as there are prompts; repetitions and beams follow their row",
             )
-            before, rows.repeats = rows.repeats, True
-            try:
-                with parameters_at_rest():
-                    return self.base.generate(*args, **kwargs)  # type: ignore[operator]
-            finally:
-                rows.repeats = before
+            self._shelf.require_one_prompt(args, kwargs)
+            with rows.repeating(True), parameters_at_rest():
+                return self.base.generate(*args, **kwargs)  # type: ignore[operator]
 
     def halves(self) -> CausalLM:
         """Give the base's backbone and head, for losses that hold few logits at a time."""
@@ -268,24 +265,27 @@ class MemoryLibrary(nn.Module):
         return inner_model(self.base).config
 
     @property
+    def loss_type(self) -> Any:
+        """The name of the base's loss: `Trainer` of transformers counts labels by it."""
+        return getattr(inner_model(self.base), "loss_type", None)
+
+    @property
     def device(self) -> torch.device:
         """The device on which the base's embeddings compute."""
         return device_of(inner_model(self.base).get_input_embeddings())  # type: ignore[operator]
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Switch all memories off inside a `with` block: the base answers, bit for bit."""
-        rows = self._shelf.rows
-        before, rows.enabled = rows.enabled, False
-        try:
-            yield
-        finally:
-            rows.enabled = before
+    def disabled(self) -> AbstractContextManager[None]:
+        """Switch all memories off inside a `with` block: the base answers, bit for bit.
+
+        As torch's `no_grad`, it is for the thread that is in the block: others read on, those that
+        were started in it among them.
+        """
+        return self._shelf.reading.off()
 
     def table(self) -> str:
         """Write the memories as a table: name, what it takes, where it is read, whether active."""
         lines = [f"{'memory':<24}{'parameters':>12}{'bytes':>14}{'tokens':>9}{'places':>8}  active"]
-        active = {name for choice in self._shelf.rows.choices for name in names_of(choice)}
+        active = {name for choice in self._shelf.rows.now.choices for name in names_of(choice)}
         for name in self.names:
             memory = self._shelf.memory(name)
             banks = cast("list[MemoryBank]", list(memory.banks))
@@ -321,24 +321,25 @@ class MemoryLibrary(nn.Module):
         """Give names and parameters of all memories; one that two share counts under the first."""
         return nn.ModuleDict({"memories": self.memories}).named_parameters()
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        """Recompute the base's layers in the backward pass instead of keeping their activations.
+    activation_checkpointing_enable = checkpointing.activation_checkpointing_enable
+    gradient_checkpointing_enable = checkpointing.gradient_checkpointing_enable
 
-        Each forward is recomputed with the memories that its rows read, whatever is active by then.
+    def recompute(self, options: dict[str, Any], how: dict[str, Any]) -> None:
+        """Switch gradient checkpointing on; `activation_checkpointing_enable` calls it.
 
         Args:
-            gradient_checkpointing_kwargs: passed to `torch.utils.checkpoint`; absent, the kind
-                without reentry is used, which is the only one that can know what a row read.
+            options: passed to `torch.utils.checkpoint`; `use_reentrant` is among them.
+            how: passed to the base's own switch beside them.
 
         Raises:
             ValueError: if `use_reentrant` is true.
         """
-        self._shelf.recompute(gradient_checkpointing_kwargs or {})
+        self._shelf.recompute(options, how)
         self._checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations again."""
-        switch_off(self.base)
+        checkpointing.switch_off(self.base)
         self._checkpointing = False
+
+    activation_checkpointing_disable = gradient_checkpointing_disable

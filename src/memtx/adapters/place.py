@@ -1,7 +1,6 @@
 """One place of a base at which named memories are read."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -10,6 +9,8 @@ from torch import Tensor
 from memtx.adapters.choices import Choice, stages_of
 from memtx.adapters.insertion import Insertion, Site
 from memtx.adapters.layout import Part, laid_out, put_back, taken
+from memtx.adapters.readers import Readers, Rows, Seat
+from memtx.adapters.reading import Reading
 from memtx.adapters.rows import context_of
 from memtx.adapters.stacking import read_stacked, signature
 from memtx.checks import require
@@ -17,57 +18,6 @@ from memtx.context import Context
 from memtx.modes import is_recomputing
 
 Contexts = Callable[[int, list[int]], Context | None]
-
-
-@final
-@dataclass(kw_only=True)
-class Rows:
-    """What all places of a library know of the rows of a forward.
-
-    Args:
-        choices: what each row reads; one choice for all rows if `everyone`.
-        everyone: whether one choice is for all rows of any batch.
-        repeats: whether a batch may hold each row several times, next to each other.
-        enabled: whether memories are read at all.
-        replays: whether a forward is being repeated with the choices that it had.
-
-    Source: memtx's own.
-
-    Example:
-        >>> rows = Rows(choices=["a"], everyone=True, repeats=False, enabled=True, replays=False)
-        >>> rows.everyone
-        True
-    """
-
-    choices: list[Choice]
-    everyone: bool
-    repeats: bool
-    enabled: bool
-    replays: bool
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Seat:
-    """An insertion of a memory that is read somewhere now.
-
-    Args:
-        insertion: the insertion.
-        serial: number of the memory, never given to another.
-        first_slot: number of the first layer of a cache that the memory may use.
-        keeps_states: whether the memory keeps there what is not keys and values.
-
-    Source: memtx's own.
-
-    Example:
-        >>> Seat.__name__  # made by MemoryLibrary
-        'Seat'
-    """
-
-    insertion: Insertion
-    serial: int
-    first_slot: int
-    keeps_states: bool
 
 
 @final
@@ -81,6 +31,7 @@ class Place:
         layer: index of the decoder layer.
         site: where in the layer.
         rows: what is known of the rows.
+        reading: what is known of the tokens of each forward.
 
     Source: mixed batches of PEFT's LoRA and Punica (Chen et al. 2023, arXiv 2310.18547), where
     each row has its adapter.
@@ -90,26 +41,23 @@ class Place:
         'Place'
     """
 
-    def __init__(self, *, layer: int, site: Site, rows: Rows) -> None:
+    def __init__(self, *, layer: int, site: Site, rows: Rows, reading: Reading) -> None:
         self.layer = layer
         self.site = site
         self.rows = rows
-        self.insertions: list[Insertion] = []
-        self.seats: list[Seat] = []
-        self.kinds: list[int | None] = []
-        self.stages: list[list[list[int]]] = []
-        self.alike = True
+        self.reading = reading
+        self.name = f"{layer}.{site.value}"
         self._forms: dict[int, tuple[Hashable, Hashable]] = {}
 
-    def assign(self, choices: Sequence[Choice], seats: Mapping[str, Seat]) -> None:
-        """Take in what each row reads.
+    def readers(self, choices: Sequence[Choice], seats: Mapping[str, Seat]) -> Readers:
+        """Tell what choices come to here.
 
         Args:
             choices: for each row.
             seats: what the memories read here, by name; some may read nothing here.
         """
-        self.alike = all(choice == choices[0] for choice in choices)
-        each = choices[:1] if self.alike else choices
+        alike = all(choice == choices[0] for choice in choices)
+        each = choices[:1] if alike else choices
         names = list(dict.fromkeys(n for c in each for s in stages_of(c) for n in s if n in seats))
         number = {name: index for index, name in enumerate(names)}
         rows = [
@@ -119,13 +67,20 @@ class Place:
         depth = max(len(stages) for stages in rows)
         padded = [stages + [[]] * (depth - len(stages)) for stages in rows]
         stages = [[own[stage] for own in padded] for stage in range(depth)]
-        self.stages = [stage for stage in stages if any(stage)]
-        self.seats = [seats[name] for name in names]
-        self.insertions = [seat.insertion for seat in self.seats]
+        taken = [seats[name] for name in names]
         present = {seat.serial for seat in seats.values()}
         self._forms = {key: form for key, form in self._forms.items() if key in present}
         alone: list[int | None] = [None] * len(names)
-        self.kinds = alone if self.alike else kinds([self._form(seat) for seat in self.seats])
+        return Readers(
+            seats=taken,
+            insertions=[seat.insertion for seat in taken],
+            kinds=alone if alike else kinds([self._form(seat) for seat in taken]),
+            stages=[stage for stage in stages if any(stage)],
+            alike=alike,
+        )
+
+    def _now(self) -> Readers | None:
+        return self.rows.now.places.get(self.name)
 
     def _form(self, seat: Seat) -> Hashable:
         """Give the signature of a seat; found once, unless the memory is moved or cast."""
@@ -142,13 +97,14 @@ class Place:
         Raises:
             RuntimeError: in a recomputation that does not know which forward it repeats.
         """
-        if is_recomputing() and not self.rows.replays:
+        if is_recomputing() and not self.reading.replays:
             raise RuntimeError(
                 "MemoryLibrary: a recomputation must know which forward it repeats, got gradient "
                 "checkpointing that was not switched on by the library; call the library's "
                 "gradient_checkpointing_enable() instead of the base's."
             )
-        return self.rows.enabled and bool(self.stages)
+        now = self._now()
+        return self.reading.is_on and now is not None and bool(now.stages)
 
     def __call__(self, stream: Tensor, context: Context | None) -> Tensor:
         """Give what is added to the stream; zeros for a row that reads nothing.
@@ -162,27 +118,30 @@ class Place:
         """
         batch = stream.shape[0]
         repeats = self._repeats(batch)
+        now = self._now()
+        added: Tensor | None = None
+        if now is None:
+            return torch.zeros_like(stream)
 
         def known(seat: int, rows: list[int]) -> Context | None:
-            return self._context(context, seat=seat, rows=rows, batch=batch)
+            return _context(context, seat=now.seats[seat], rows=rows, batch=batch)
 
-        added: Tensor | None = None
-        for stage in self.stages:
+        for stage in now.stages:
             here = stream if added is None else stream + added
-            if self.alike:
+            if now.alike:
                 everyone = list(range(batch))
-                reads = [self.insertions[seat](here, known(seat, everyone)) for seat in stage[0]]
+                reads = [now.insertions[seat](here, known(seat, everyone)) for seat in stage[0]]
                 read = torch.stack(reads).sum(dim=0) if len(reads) > 1 else reads[0]
             else:
                 readers = [seats for seats in stage for _ in range(repeats)]
-                read = read_rows(readers, self.kinds, self.insertions, here, known)
+                read = read_rows(readers, now.kinds, now.insertions, here, known)
             added = read if added is None else added + read
         return torch.zeros_like(stream) if added is None else added
 
     def _repeats(self, batch: int) -> int:
-        count = len(self.rows.choices)
+        count, everyone = len(self.rows.now.choices), self.rows.now.everyone
         fits = batch == count or (self.rows.repeats and batch % count == 0)
-        if not self.rows.everyone and not fits:
+        if not everyone and not fits:
             require(
                 ok=False,
                 owner="MemoryLibrary",
@@ -191,26 +150,24 @@ class Place:
                 remedy="name as many as there are rows; call the library's generate, not the "
                 "base's, where rows are repeated for beams",
             )
-        return 1 if self.rows.everyone else batch // count
+        return 1 if everyone else batch // count
 
-    def _context(
-        self, context: Context | None, *, seat: int, rows: list[int], batch: int
-    ) -> Context | None:
-        if context is None or not self.insertions[seat].asks_for_context:
-            return context
-        own = self.seats[seat]
-        if own.keeps_states and context.cache is not None and len(rows) < batch:
-            require(
-                ok=False,
-                owner="MemoryLibrary",
-                rule="a tensor memory must be read by all rows of a batch or by none where there "
-                "is a cache, which has no place for the states of some rows",
-                got={"rows that read it": rows, "batch": batch},
-                remedy="pass use_cache=False, or generate for these rows apart",
-            )
-        return context_of(
-            context, serial=own.serial, first_slot=own.first_slot, rows=rows, batch=batch
+
+def _context(context: Context | None, *, seat: Seat, rows: list[int], batch: int) -> Context | None:
+    if context is None or not seat.insertion.asks_for_context:
+        return context
+    if seat.keeps_states and context.cache is not None and len(rows) < batch:
+        require(
+            ok=False,
+            owner="MemoryLibrary",
+            rule="a tensor memory must be read by all rows of a batch or by none where there is a "
+            "cache, which has no place for the states of some rows",
+            got={"rows that read it": rows, "batch": batch},
+            remedy="pass use_cache=False, or generate for these rows apart",
         )
+    return context_of(
+        context, serial=seat.serial, first_slot=seat.first_slot, rows=rows, batch=batch
+    )
 
 
 def kinds(forms: Sequence[Hashable]) -> list[int | None]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from memtx.adapters.families import inner_model
+from memtx.adapters.threads import Here
 from memtx.checks import require
-from memtx.context import Context, Slots
+from memtx.context import IGNORED, Context, Slots
 from memtx.losses import router_losses
 from memtx.modes import is_recomputing
 from memtx.places import plain_mask
@@ -25,7 +26,7 @@ class Reading:
     """Makes a context at the start of each forward of a base, for the insertions in it.
 
     The base's own forward is left as it is: hooks see what it is called with. A forward that ends
-    leaves its context here until the next one starts.
+    leaves its context here until the next one of its thread starts.
 
     Args:
         base: the pretrained model.
@@ -43,14 +44,27 @@ class Reading:
         self.base = base
         self.wanted = wanted
         self.first_slot = first_slot
-        self.context: Context | None = None
-        self._replays = False
-        self._labels: Tensor | None = None
-        self._told_mask: Tensor | None = None
+        self._here = Here()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what belongs to one forward: it cannot be copied and need not be."""
-        return {**vars(self), "context": None, "_labels": None, "_told_mask": None}
+    @property
+    def context(self) -> Context | None:
+        """The context of this thread's forward, under way or last; None if there was none."""
+        context: Context | None = self._here.get("context", None)
+        return context
+
+    @property
+    def is_on(self) -> bool:
+        """Whether memories are read in this thread."""
+        return bool(self._here.get("is_on", True))
+
+    @property
+    def replays(self) -> bool:
+        """Whether a forward is being repeated in this thread, and it is known which."""
+        return bool(self._here.get("replays", False))
+
+    def off(self) -> AbstractContextManager[None]:
+        """Let no memory be read in this thread inside a `with` block."""
+        return self._here.keeping("is_on", False, default=True)
 
     def attach(self) -> list[RemovableHandle]:
         """Hook the base and give the handles that take the hooks out."""
@@ -69,7 +83,7 @@ class Reading:
         Raises:
             RuntimeError: in a recomputation that does not know which forward it repeats.
         """
-        recomputing = self.wanted and not self._replays and is_recomputing()
+        recomputing = self.wanted and not self.replays and is_recomputing()
         if recomputing:
             raise RuntimeError(
                 "MemoryAdapter: a recomputation must know which forward it repeats, got gradient "
@@ -99,7 +113,8 @@ class Reading:
     def replaying(self, inner: Callable[[], Contexts]) -> Callable[[], Contexts]:
         """Give a checkpoint's `context_fn` that recomputes with the context of the forward.
 
-        Between a forward and its backward pass there may have been others.
+        Between a forward and its backward pass there may have been others, and the backward pass
+        may run in another thread.
 
         Args:
             inner: another `context_fn`, used as well.
@@ -109,23 +124,23 @@ class Reading:
 
     def _contexts(self, inner: Callable[[], Contexts]) -> Contexts:
         first, again = inner()
-        return first, self._replay(self.context, again)
+        return first, self._replay(self.context, self.is_on, again)
 
     @contextmanager
     def _replay(
-        self, context: Context | None, inner: AbstractContextManager[Any]
+        self, context: Context | None, is_on: bool, inner: AbstractContextManager[Any]
     ) -> Iterator[None]:
-        before = self.context, self._replays
         if context is not None:
             # What was chosen is noted already.
             slots = Slots(first=self.first_slot, given=0)
             context = replace(context, routings=[], slots=slots, memo={})
-        self.context, self._replays = context, True
-        try:
-            with inner:
-                yield
-        finally:
-            self.context, self._replays = before
+        with (
+            self._here.keeping("context", context, default=None),
+            self._here.keeping("is_on", is_on, default=True),
+            self._here.keeping("replays", True, default=False),
+            inner,
+        ):
+            yield
 
     @contextmanager
     def told(self, labels: Tensor | None, attention_mask: Tensor | None) -> Iterator[None]:
@@ -136,18 +151,40 @@ class Reading:
             attention_mask: 1 at real tokens, 0 at padding, whatever mask the base gets; None, the
                 base's mask tells.
         """
-        self._labels, self._told_mask = labels, attention_mask
-        try:
+        with (
+            self._here.keeping("labels", labels, default=None),
+            self._here.keeping("mask", attention_mask, default=None),
+        ):
             yield
-        finally:
-            self._labels = self._told_mask = None
 
     def router_losses(self) -> dict[str, tuple[Tensor, float]]:
         """Give the router losses of the last forward by name, each with its weight."""
         return {} if self.context is None else router_losses(self.context)
 
+    def with_router_losses(self, output: Any, *, labels: Tensor | None, items: Any) -> Any:
+        """Give an output of the base with the weighted losses of the routers in its loss.
+
+        Args:
+            output: of a forward; a tuple, if the base was asked for one.
+            labels: those of the forward; None, it made no loss.
+            items: number of labels over which a loop adds up the losses of several forwards, of
+                which this is one; None, the loss is a mean.
+        """
+        losses = {} if labels is None else self.router_losses()
+        if labels is None or not losses:
+            return output
+        share = 1.0 if items is None else (labels[..., 1:] != IGNORED).sum() / items
+        is_plain = isinstance(output, tuple)
+        loss = output[0] if is_plain else output.loss
+        for value, weight in losses.values():
+            loss = loss + share * weight * value
+        if is_plain:
+            return (loss, *output[1:])
+        output.loss = loss
+        return output
+
     def _note_labels(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._labels = kwargs.get("labels")
+        self._here.put("labels", kwargs.get("labels"))
 
     def _start(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -161,18 +198,20 @@ class Reading:
 
             cache = DynamicCache(config=module.config)  # type: ignore[arg-type]
             changed = (args, {**kwargs, "past_key_values": cache})
-        mask = kwargs.get("attention_mask") if self._told_mask is None else self._told_mask
-        self.context = Context.of(
+        told = self._here.get("mask", None)
+        mask = kwargs.get("attention_mask") if told is None else told
+        context = Context.of(
             batch=tokens.shape[0],
             length=tokens.shape[1],
             device=tokens.device,
             attention_mask=_whole(mask),
             position_ids=kwargs.get("position_ids"),
-            labels=self._labels,
+            labels=self._here.get("labels", None),
             cache=cache,
             first_slot=self.first_slot,
         )
-        self._labels = None
+        self._here.put("context", context)
+        self._here.put("labels", None)
         return changed
 
     def _wants_cache(self, module: Any, kwargs: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Where the memories of a library stand: their places in the base, and who reads what."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +12,18 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from memtx.adapters.checkpointing import switch_on
-from memtx.adapters.choices import Choice, stages_of
+from memtx.adapters.choices import Choice, names_of, stages_of
 from memtx.adapters.compilation import forget_compiled
 from memtx.adapters.devices import settle
 from memtx.adapters.hooks import attach
 from memtx.adapters.insertion import Insertion, Site
 from memtx.adapters.memory import Memory, check_memory, num_slots
-from memtx.adapters.place import Place, Rows, Seat
+from memtx.adapters.place import Place
+from memtx.adapters.readers import Assignment, Rows, Seat
 from memtx.adapters.reading import Contexts, Reading
 from memtx.adapters.tenancy import Tenancy
 from memtx.checks import require
+from memtx.memory.prompts import require_one_prompt
 from memtx.tensor.attention import LinearMemoryAttention
 
 _SERIALS = count()
@@ -58,7 +60,7 @@ class Shelf:
         self.base = base
         self.owner = owner
         self.held = held
-        self.rows = Rows(choices=[None], everyone=True, repeats=False, enabled=True, replays=False)
+        self.rows = Rows()
         self.reading = Reading(base=base, wanted=False, first_slot=0)
         self.tenancy = Tenancy.enter(base)
         self._is_open = True
@@ -160,7 +162,7 @@ class Shelf:
                 handle.remove()
             del self._places[key]
         for key in sorted(wanted - set(self._places), key=lambda key: (key[0], key[1].value)):
-            place = Place(layer=key[0], site=key[1], rows=self.rows)
+            place = Place(layer=key[0], site=key[1], rows=self.rows, reading=self.reading)
             self._places[key] = place
             self._hooks[key] = attach(
                 base=self.base, insertion=place, is_on=place.is_on, reading=self.reading
@@ -181,7 +183,7 @@ class Shelf:
                     first_slot=ticket.first_slot,
                     keeps_states=states,
                 )
-        self.choose(self.rows.choices, everyone=self.rows.everyone)
+        self.activate(self.rows.activated.choices[0])
 
     def require_one_order(self, choices: list[Choice]) -> None:
         """Refuse choices by which a routed memory would be read twice at one place of a forward.
@@ -208,37 +210,66 @@ class Shelf:
                 remedy="order the names of every InTurn alike",
             )
 
-    def choose(self, choices: list[Choice], *, everyone: bool) -> None:
-        """Let rows read other memories.
+    def assignment(self, choices: list[Choice], *, everyone: bool) -> Assignment:
+        """Tell what choices come to at each place.
 
         Args:
             choices: what each row reads; their names are known.
             everyone: whether the one choice is for all rows.
         """
-        self.rows.choices, self.rows.everyone = choices, everyone
-        for key, place in self._places.items():
-            place.assign(choices, self._seats[key])
+        places = {
+            place.name: place.readers(choices, self._seats[key])
+            for key, place in self._places.items()
+        }
+        return Assignment(choices=choices, everyone=everyone, places=places)
+
+    def activate(self, choice: Choice) -> None:
+        """Let all rows of every batch read another memory.
+
+        Args:
+            choice: what they read; its names are known.
+        """
+        self.rows.activated = self.assignment([choice], everyone=True)
+
+    def require_one_prompt(self, args: Sequence[Any], options: Mapping[str, Any]) -> None:
+        """Refuse a generation that cannot tell the prompt, if a memory that is read must know it.
+
+        Args:
+            args: the positional arguments of `generate`.
+            options: the others.
+
+        Raises:
+            ValueError: if it cannot.
+        """
+        names = [name for choice in self.rows.now.choices for name in names_of(choice)]
+        require_one_prompt(
+            owner=self.owner,
+            parts=[p for n in names if self.reading.is_on for p in self.memory(n).modules()],
+            config=self.base.generation_config,
+            args=args,
+            options=options,
+        )
 
     def close(self) -> None:
         """Take all memories out of the base, and leave it as it was."""
         if not self._is_open:
             return
         self._is_open = False
-        self.rows.choices, self.rows.everyone = [None], True
+        self.activate(None)
         for name in list(self._tickets):
             self.take_out(name)
         self.tenancy.leave()
 
-    def recompute(self, options: dict[str, Any]) -> None:
+    def recompute(self, options: dict[str, Any], how: dict[str, Any]) -> None:
         """Switch gradient checkpointing on.
 
         Args:
-            options: passed to `torch.utils.checkpoint`.
+            options: passed to `torch.utils.checkpoint`; `use_reentrant` is among them.
+            how: passed to the base's own switch beside them.
 
         Raises:
             ValueError: if the kind is the one with reentry.
         """
-        options = {"use_reentrant": False, **options}
         require(
             ok=not options["use_reentrant"],
             owner=self.owner,
@@ -247,7 +278,7 @@ class Shelf:
             got={"use_reentrant": options["use_reentrant"]},
             remedy="leave use_reentrant out, or pass False",
         )
-        switch_on(base=self.base, options=options, wrap=self._replaying)
+        switch_on(base=self.base, options=options, wrap=self._replaying, how=how)
 
     def _replaying(self, inner: Callable[[], Contexts]) -> Callable[[], Contexts]:
         # Of a method, so that a deep copy of the library recomputes with its own.
@@ -255,28 +286,11 @@ class Shelf:
 
     def _contexts(self, inner: Callable[[], Contexts]) -> Contexts:
         first, again = inner()
-        rows = self.rows
-        return first, self._replay(rows.choices, rows.everyone, rows.repeats, rows.enabled, again)
+        return first, self._replay(self.rows.now, self.rows.repeats, again)
 
     @contextmanager
     def _replay(
-        self,
-        choices: list[Choice],
-        everyone: bool,
-        repeats: bool,
-        enabled: bool,
-        inner: AbstractContextManager[Any],
+        self, assignment: Assignment, repeats: bool, inner: AbstractContextManager[Any]
     ) -> Iterator[None]:
-        rows = self.rows
-        before = rows.choices, rows.everyone
-        flags = rows.repeats, rows.enabled, rows.replays
-        if choices is not before[0]:
-            self.choose(choices, everyone=everyone)
-        rows.repeats, rows.enabled, rows.replays = repeats, enabled, True
-        try:
-            with inner:
-                yield
-        finally:
-            rows.repeats, rows.enabled, rows.replays = flags
-            if choices is not before[0]:
-                self.choose(before[0], everyone=before[1])
+        with self.rows.named(assignment), self.rows.repeating(repeats), inner:
+            yield

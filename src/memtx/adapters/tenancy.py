@@ -8,6 +8,7 @@ from memtx.adapters.families import inner_model, is_peft
 from memtx.adapters.quantized import allow_packing, prevent_packing
 
 _NAME = "_memtx_tenancy"
+_NO_SLOT = -1
 
 
 @final
@@ -69,16 +70,17 @@ class Tenancy:
         They lie behind those of the base, in the first gap that is wide enough.
 
         Args:
-            count: how many.
+            count: how many; none have no number, and nobody else's are freed with them.
         """
+        if not count:
+            return _NO_SLOT
         model: Any = self.base
         first = int(model.get_decoder().config.num_hidden_layers)
         for start in sorted(self.slots):
             if start - first >= count:
                 break
             first = start + self.slots[start]
-        if count:
-            self.slots[first] = count
+        self.slots[first] = count
         return first
 
     def release(self, first: int) -> None:

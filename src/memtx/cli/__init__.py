@@ -37,13 +37,23 @@ def run(arguments: Sequence[str]) -> int:
         # Who read the output has gone, as `head` does; nothing more can be told.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (CommandError, OSError) as error:
+    except CommandError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(_trouble(error, command=f"memtx {asked.command}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("memtx: interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def _trouble(error: OSError, *, command: str) -> str:
+    """Tell what a file or a connection refused; what the library raises says more already."""
+    told = " ".join((error.strerror or str(error)).split())
+    told += "" if error.filename is None else f": {error.filename}; check the path."
+    return told if told.startswith(command) else f"{command}: {told}"
 
 
 def main() -> None:

@@ -3,15 +3,19 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from memtx.cli.artifacts import loaded
-from memtx.cli.command import CommandError, Commands, add_command
+from memtx.cli.command import CommandError, Commands, add_command, in_one_line
+from memtx.cli.text import read_text
 
+COMMAND = "memtx inspect"
 SUMMARY = "show what texts read in a memory, as one HTML file"
 # Of a bank that is read densely, unless the user says otherwise.
 CHAPTERS = 16
+MOST_CHAPTERS = 64
 
 
 def add(commands: Commands) -> None:
@@ -58,7 +62,8 @@ def add(commands: Commands) -> None:
         "--tokens-per-chapter",
         type=int,
         metavar="NUM",
-        help=f"memory tokens of a chapter of a dense bank (default: a {CHAPTERS}th of the bank)",
+        help="memory tokens of a chapter of a dense bank (default: as many as are empty in it, "
+        f"else a {CHAPTERS}th of the bank)",
     )
     command.add_argument(
         "--max-tokens",
@@ -78,10 +83,8 @@ def inspected(asked: argparse.Namespace) -> int:
     """Writes the report, and says where it is; returns 0."""
     texts = _texts(asked)
     fact = _fact(asked)
-    try:
+    with in_one_line(COMMAND):
         inspection = _inspection(asked, texts=texts, fact=fact)
-    except (ValueError, ImportError) as error:
-        raise CommandError(" ".join(str(error).split())) from error
     from memtx.usage.report import summary, write_report
 
     write_report(inspection, asked.output)
@@ -114,18 +117,12 @@ def _texts(asked: argparse.Namespace) -> dict[str, str]:
     """Give the texts of the command line by name."""
     found = [(_short(text), text) for text in asked.text]
     for path in asked.text_file:
-        try:
-            found.append((path.name, path.read_text(encoding="utf-8")))
-        except UnicodeDecodeError as error:
-            raise CommandError(
-                f"memtx inspect: --text-file must be UTF-8 text, got {path} ({error.reason} at "
-                f"byte {error.start}); convert it."
-            ) from error
+        found.append((path.name, read_text(path, flag="--text-file", command=COMMAND)))
     if asked.prompt is not None and not found:
         found.append((_short(asked.prompt), f"{asked.prompt} {asked.answer}"))
     if not found:
         raise CommandError(
-            "memtx inspect: there must be a text, got none; pass --text or --text-file."
+            f"{COMMAND}: there must be a text, got none; pass --text or --text-file."
         )
     named: dict[str, str] = {}
     for name, text in found:
@@ -145,7 +142,7 @@ def _short(text: str) -> str:
 def _fact(asked: argparse.Namespace) -> Any:
     if (asked.prompt is None) != (asked.answer is None):
         raise CommandError(
-            f"memtx inspect: --prompt and --answer must come together, got "
+            f"{COMMAND}: --prompt and --answer must come together, got "
             f"prompt={asked.prompt!r}, answer={asked.answer!r}; pass both or neither."
         )
     if asked.prompt is None:
@@ -158,12 +155,9 @@ def _fact(asked: argparse.Namespace) -> Any:
 def _inspection(asked: argparse.Namespace, *, texts: dict[str, str], fact: Any) -> dict[str, Any]:
     from memtx.usage.report import inspect_texts
 
-    model, tokenizer = loaded(
-        asked.path, base=asked.base, tokenizer=asked.tokenizer, owner="memtx inspect"
-    )
-    largest = max((bank.num_memory_tokens for bank in getattr(model, "banks", [])), default=1)
+    model, tokenizer = loaded(asked.path, base=asked.base, tokenizer=asked.tokenizer, owner=COMMAND)
     size = asked.tokens_per_chapter
-    size = max(1, -(-largest // CHAPTERS)) if size is None else size
+    size = chapter_size(list(getattr(model, "banks", []))) if size is None else size
     print(f"reading {len(texts)} text(s)", file=sys.stderr)
     inspection = inspect_texts(
         model,
@@ -178,6 +172,24 @@ def _inspection(asked: argparse.Namespace, *, texts: dict[str, str], fact: Any) 
     if asked.plots is not None:
         _draw(model, tokenizer, texts, folder=asked.plots, size=size, most=asked.max_tokens)
     return inspection
+
+
+def chapter_size(banks: Sequence[Any]) -> int:
+    """Give how many memory tokens of a bank that is read densely are shown as a chapter.
+
+    Empty tokens are a chapter of their own where that makes no more than 64: it shows the share of
+    nothing.
+
+    Args:
+        banks: of the model.
+    """
+    largest = max(banks, key=lambda bank: int(bank.num_memory_tokens), default=None)
+    if largest is None:
+        return 1
+    count, sinks = int(largest.num_memory_tokens), int(getattr(largest, "num_sinks", 0))
+    if sinks and count <= MOST_CHAPTERS * sinks:
+        return sinks
+    return max(1, -(-count // CHAPTERS))
 
 
 def _draw(

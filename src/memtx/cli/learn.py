@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import re
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memtx.cli.command import CommandError, Commands, add_command
+from memtx.cli.artifacts import pretrained
+from memtx.cli.command import CommandError, Commands, add_command, in_one_line
+from memtx.cli.text import documents_of, read_text
 
 if TYPE_CHECKING:
     from memtx.train.documents import Background, Measures, TextLesson
@@ -81,45 +82,18 @@ def add(commands: Commands) -> None:
 
 def learned(asked: argparse.Namespace) -> int:
     """Learns, saves and reports; returns 0."""
-    text = _read(asked.text, flag="--text")
+    text = read_text(asked.text, flag="--text", command=COMMAND)
     documents = None
     if asked.background is not None:
-        documents = _documents(
-            _read(asked.background, flag="--background"), separator=asked.separator
-        )
+        background = read_text(asked.background, flag="--background", command=COMMAND)
+        documents = documents_of(background, separator=asked.separator, command=COMMAND)
     _check(asked)
     started = time.perf_counter()
-    try:
+    with in_one_line(COMMAND):
         report = _learned(asked, text=text, documents=documents)
-    except (ValueError, FloatingPointError, ImportError) as error:
-        raise CommandError(f"{COMMAND}: {' '.join(str(error).split())}") from error
     report["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(report, indent=2) if asked.json else written(report))
     return 0
-
-
-def _read(path: Path, *, flag: str) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CommandError(
-            f"{COMMAND}: {flag} must be UTF-8 text, got {path} ({error.reason} at byte "
-            f"{error.start}); convert it."
-        ) from error
-    if not text.strip():
-        raise CommandError(f"{COMMAND}: {flag} must hold text, got {path}, which is empty.")
-    return text
-
-
-def _documents(text: str, *, separator: str) -> list[str]:
-    try:
-        pieces = re.split(separator, text)
-    except re.error as error:
-        raise CommandError(
-            f"{COMMAND}: --separator must be a regular expression, got --separator={separator!r} "
-            f"({error}); write one such as '\\n\\n'."
-        ) from error
-    return [piece.strip() for piece in pieces if piece and piece.strip()]
 
 
 def _check(asked: argparse.Namespace) -> None:
@@ -157,6 +131,8 @@ def _learned(
     import torch
 
     from memtx.spec import save
+    from memtx.spec.artifact import MEMORY
+    from memtx.spec.files import require_place
     from memtx.train import ProgressBar
     from memtx.train.documents import (
         measures,
@@ -168,6 +144,7 @@ def _learned(
     from memtx.usage import evenly_spaced, text_states
 
     lesson = _lesson(asked)
+    require_place(asked.output, layout=MEMORY)
     base, tokenizer = _base(asked.base)
     torch.manual_seed(asked.seed)
     background = _background(base, tokenizer, documents=documents, lesson=lesson)
@@ -216,20 +193,9 @@ def _say(line: str) -> None:
 def _base(name: str) -> tuple[Any, Any]:
     """Load a base and its tokenizer, on a GPU where one is."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     _say(f"loading {name}")
-    try:
-        base: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise CommandError(
-            f"{COMMAND}: --base must be a folder of a model and its tokenizer, or an id of the hub "
-            f"that can be reached, got --base={name} ({' '.join(str(error).split())[:200]}); check "
-            f"it."
-        ) from error
+    base, tokenizer = pretrained(name, owner=COMMAND)
     return base.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

@@ -18,11 +18,15 @@ def read_text(path: Path, *, flag: str, command: str) -> str:
         command: the command that asks, for messages.
 
     Raises:
-        CommandError: if it is no UTF-8 text, or empty.
-        OSError: if it cannot be read.
+        CommandError: if it cannot be read, is no UTF-8 text, or empty.
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CommandError(
+            f"{command}: {flag} must be a file that can be read, got {flag}={path} "
+            f"({error.strerror}); check the path."
+        ) from error
     except UnicodeDecodeError as error:
         raise CommandError(
             f"{command}: {flag} must be UTF-8 text, got {flag}={path} ({error.reason} at byte "
@@ -75,8 +79,7 @@ def training_text(path: Path, *, command: str) -> tuple[list[str], list[str]]:
         command: the command that asks, for messages.
 
     Raises:
-        CommandError: if it is too little, or no UTF-8 text.
-        OSError: if it cannot be read.
+        CommandError: if it cannot be read, is too little, or no UTF-8 text.
     """
     text = read_text(path, flag="--text", command=command)
     documents = [""]

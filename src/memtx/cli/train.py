@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memtx.cli.command import CommandError, Commands, add_command, flat
+from memtx.cli.artifacts import pretrained
+from memtx.cli.command import CommandError, Commands, add_command
 from memtx.cli.find import check_arguments, find_factory, settings_of
 from memtx.cli.text import training_text
 from memtx.cli.training import COMMAND, telling, train_one, trainers_of
@@ -193,18 +194,8 @@ def _run(
 
 
 def _base(name: str, parallelism: "Parallelism") -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        base: Any = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
-        return base.to(parallelism.device), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise CommandError(
-            f"{COMMAND}: --base must be a folder of a model and its tokenizer, or an id of the hub "
-            f"that can be reached, got --base={name} ({flat(error)[:200]}); check it."
-        ) from error
+    base, tokenizer = pretrained(name, owner=COMMAND)
+    return base.to(parallelism.device), tokenizer
 
 
 def written(report: dict[str, Any]) -> str:

@@ -3,9 +3,9 @@
 from typing import final
 
 from memtx.checks import require, require_positive
-from memtx.data.collate import collate
+from memtx.data.collate import collate, tensors
 from memtx.data.fields import require_same
-from memtx.data.protocols import Batch, State
+from memtx.data.protocols import ArrayRows, Batch, State
 from memtx.data.sources import epoch_order
 from memtx.interfaces import Rows
 
@@ -48,7 +48,8 @@ class Batches:
         `[batch_size, longest]`.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if there are no rows; later, if one of them has other fields, not as many of
+            each, or no integers.
 
     Source: the stateless index of deterministic loaders (as in MosaicML's streaming).
 
@@ -97,10 +98,13 @@ class Batches:
             index: number of the batch, from 0.
         """
         first = index * self.batch_size
-        rows = []
+        numbers = []
         for position in range(first, first + self.batch_size):
             epoch, place = divmod(position, len(self.rows))
-            rows.append(self.rows[self._order(epoch)[place]])
+            numbers.append(self._order(epoch)[place])
+        if isinstance(self.rows, ArrayRows):
+            return tensors(self.rows.arrays(numbers))
+        rows = [self.rows[number] for number in numbers]
         return collate(rows, pad_token_id=self.pad_token_id, length=None)
 
     def next_batch(self, *, rank: int, world_size: int) -> Batch:

@@ -5,7 +5,7 @@ from typing import Any, final
 
 from memtx.checks import require
 from memtx.context import IGNORED
-from memtx.data.fields import field_of, text_of
+from memtx.data.fields import integers_of, text_of
 from memtx.data.protocols import Document, Layout, Row, Template
 from memtx.data.text import document_tokens
 
@@ -106,11 +106,12 @@ class TokensEncoder:
             row: the row.
 
         Raises:
-            ValueError: if a field is missing, or both are not of one length, at least 1.
+            ValueError: if a field is missing or holds no integers, or both are not of one length,
+                at least 1.
         """
-        ids = list(field_of(row, name=self.input_ids, owner=self))
+        ids = integers_of(row, name=self.input_ids, owner=self)
         name = self.input_ids if self.labels is None else self.labels
-        labels = list(field_of(row, name=name, owner=self))
+        labels = integers_of(row, name=name, owner=self)
         require(
             ok=len(ids) == len(labels) > 0,
             owner=self,

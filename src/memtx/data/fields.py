@@ -49,6 +49,31 @@ def text_of(row: Row, *, name: str, owner: object) -> str:
     return str(text)
 
 
+def integers_of(row: Row, *, name: str, owner: object) -> list[int]:
+    """Give a field that holds a list of integers, or an array or tensor of them, as a list.
+
+    Args:
+        row: the row.
+        name: the field.
+        owner: who asks.
+
+    Raises:
+        ValueError: if the row has no such field, or it holds something else.
+    """
+    held = field_of(row, name=name, owner=owner)
+    numbers = held.tolist() if hasattr(held, "tolist") else held
+    # Anything else would be rounded, or fail where nobody knows the row.
+    sound = isinstance(numbers, list | tuple) and set(map(type, numbers)) <= {int}
+    require(
+        ok=sound,
+        owner=owner,
+        rule=f"the field {name!r} of every row must be a list of integers",
+        got={name: held if sound or not isinstance(numbers, list) else numbers[:8]},
+        remedy="name the field of the tokens, made with dataset.map(...)",
+    )
+    return list(numbers)
+
+
 def check_messages(messages: Any, *, owner: object) -> list[Message]:
     """Give the messages of a conversation.
 

@@ -7,11 +7,14 @@ numbers, strings, booleans and None, so that it can be written as JSON.
 
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 Row = dict[str, Any]
 Message = dict[str, Any]
 Document = dict[str, list[int]]
+Arrays = dict[str, NDArray[np.int64]]
 Batch = dict[str, Tensor]
 State = dict[str, Any]
 
@@ -25,6 +28,14 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: State) -> None:
         """Take up a position."""
+
+
+@runtime_checkable
+class ArrayRows(Protocol):
+    """Rows of one length that lie in arrays: a batch of them is not made number by number."""
+
+    def arrays(self, numbers: list[int]) -> Arrays:
+        """Give copies of some rows, each field as an array `[rows, length]`."""
 
 
 @runtime_checkable

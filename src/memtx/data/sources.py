@@ -59,6 +59,13 @@ class Shuffled:
     def __init__(self, *, rows: Table, seed: int) -> None:
         require_one_split(rows, owner=self)
         require(
+            ok=hasattr(rows, "__len__") and hasattr(rows, "__getitem__"),
+            owner=self,
+            rule="rows must have a length and be given by number",
+            got={"rows": type(rows).__name__},
+            remedy="pass a streaming dataset to Streamed, and shuffle by a ShuffleBuffer",
+        )
+        require(
             ok=len(rows) > 0,
             owner=self,
             rule="rows must not be empty",

@@ -5,7 +5,10 @@ import re
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from memtx.checks import require, require_positive
+from memtx.data.protocols import Arrays
 
 
 def read_documents(path: str | os.PathLike[str], separator: str) -> list[str]:
@@ -69,17 +72,24 @@ class TextRows:
 
     def __init__(self, *, documents: list[str], tokenizer: Any, length: int) -> None:
         require_positive(owner=self, sizes={"length": length})
+        require(
+            ok=not isinstance(documents, str),
+            owner=self,
+            rule="documents must be a list of texts",
+            got={"documents": documents if not isinstance(documents, str) else documents[:40]},
+            remedy="pass [text] for one text",
+        )
         self.documents = documents
         self.tokenizer = tokenizer
         self.length = length
         stream: list[int] = []
         for document in documents:
             stream += document_tokens(tokenizer, document)
-        self._rows = [
-            stream[start : start + length] for start in range(0, len(stream) - length + 1, length)
-        ]
+        count = len(stream) // length
+        # As an array, so that a batch of them need not be read number by number.
+        self._rows = np.array(stream[: count * length], dtype=np.int64).reshape(count, length)
         require(
-            ok=bool(self._rows),
+            ok=count > 0,
             owner=self,
             rule=f"the documents must fill at least one row of {length} tokens",
             got={"tokens": len(stream), "documents": len(documents)},
@@ -92,5 +102,13 @@ class TextRows:
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         """Give one row; every token is a label."""
-        ids = self._rows[index]
+        ids = self._rows[index].tolist()
         return {"input_ids": ids, "labels": ids}
+
+    def arrays(self, numbers: list[int]) -> Arrays:
+        """Give some rows as arrays `[rows, length]`.
+
+        Args:
+            numbers: which rows.
+        """
+        return {"input_ids": self._rows[numbers], "labels": self._rows[numbers]}

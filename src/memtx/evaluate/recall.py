@@ -62,8 +62,8 @@ def recall(
         memories: what each fact is asked of in a `MemoryLibrary`; None leaves that to the model.
 
     Raises:
-        ValueError: if there are no facts, `batch_size` is below 1, or `memories` are named for a
-            model that is no library, or for another number of facts.
+        ValueError: if there are no facts, one lacks prompt or answer, `batch_size` is below 1, or
+            `memories` are named for a model that is no library, or for another number of facts.
     """
     require(
         ok=bool(facts),
@@ -75,6 +75,18 @@ def recall(
     require_positive(owner="recall", sizes={"batch_size": batch_size})
     require_memories(owner="recall", model=model, memories=memories, wanted=len(facts))
     pairs = [fact_tokens(tokenizer, fact) for fact in facts]
+    bare = [
+        number
+        for number, (fact, (prompt, answer)) in enumerate(zip(facts, pairs, strict=True))
+        if not fact.answer.strip() or not prompt or not answer
+    ]
+    require(
+        ok=not bare,
+        owner="recall",
+        rule="every fact must have a prompt and an answer that are not empty",
+        got={"facts without": bare[:5]},
+        remedy="leave them out: any model would know an empty answer",
+    )
     answers: list[list[int]] = []
     for start in range(0, len(pairs), batch_size):
         rows = range(start, min(start + batch_size, len(pairs)))

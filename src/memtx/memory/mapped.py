@@ -1,6 +1,5 @@
 """A bank whose rows stay in a file."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, cast, final
@@ -12,18 +11,10 @@ from torch import Tensor, nn
 from memtx.checks import require
 from memtx.expression import component
 from memtx.interfaces import MemoryBank
+from memtx.memory.distant_rows import DistantRows, of_chapters, outside_traces
 from memtx.memory.mapped_files import open_rows
-from memtx.memory.offloaded_cache import ChapterCache, Traffic
-from memtx.memory.offloaded_reads import (
-    Asked,
-    Residents,
-    asked_of,
-    read,
-    read_whole,
-    require_numbers,
-    require_resident,
-)
-from memtx.memory.offloaded_rows import Store, check_chapters, row_layout, row_tensors
+from memtx.memory.offloaded_cache import Traffic
+from memtx.memory.offloaded_rows import Store
 from memtx.ops.tensor_files import is_mapped
 
 
@@ -79,18 +70,16 @@ class MappedMemoryBank(nn.Module):
         self, *, stored: MemoryBank, tokens_per_chapter: int, num_resident_chapters: int
     ) -> None:
         super().__init__()
-        self._layout = row_layout(stored, owner=self)
-        check_chapters(
-            owner=self,
-            bank=stored,
-            tokens_per_chapter=tokens_per_chapter,
-            num_resident_chapters=num_resident_chapters,
-        )
         self.stored = stored
         self.tokens_per_chapter = tokens_per_chapter
         self.num_resident_chapters = num_resident_chapters
-        self._residents = Residents(num_places=num_resident_chapters)
-        self._hold(row_tensors(stored, layout=self._layout))
+        self._distant = DistantRows(
+            owner=type(self).__name__,
+            stored=stored,
+            tokens_per_chapter=tokens_per_chapter,
+            num_resident_chapters=num_resident_chapters,
+        )
+        self._hold(self._distant.tensors)
         for name, parameter in list(self._inside.named_parameters()):
             del self._inside._parameters[name]
             self._inside.register_buffer(name, parameter.detach())
@@ -126,7 +115,7 @@ class MappedMemoryBank(nn.Module):
         )
         wanted = {name.removeprefix("stored."): each for name, each in made.state_dict().items()}
         found = open_rows(
-            Path(path), sha256=sha256, wanted=wanted, kept=made._layout.names, owner=made
+            Path(path), sha256=sha256, wanted=wanted, kept=made._distant.layout.names, owner=made
         )
         made.load_state_dict({f"stored.{name}": each for name, each in found.items()}, assign=True)
         return made
@@ -144,30 +133,26 @@ class MappedMemoryBank(nn.Module):
     @property
     def row_names(self) -> tuple[str, ...]:
         """Names in `state_dict` of the tensors that stay in a file."""
-        return tuple(f"stored.{name}" for name in self._layout.names)
+        return tuple(f"stored.{name}" for name in self._distant.layout.names)
 
     @property
     def in_file(self) -> bool:
         """Whether the rows lie in a file now."""
-        return all(map(is_mapped, row_tensors(self.stored, layout=self._layout).values()))
+        return all(map(is_mapped, self._distant.tensors.values()))
 
     @property
     def traffic(self) -> Traffic:
         """Hits, misses and bytes since the bank was made, over all devices."""
-        return self._residents.traffic
+        return self._distant.residents.traffic
 
     @property
     def resident_bytes(self) -> int:
         """How many bytes the places take, over all devices."""
-        return self._residents.nbytes
+        return self._distant.residents.nbytes
 
     def forward(self) -> Float[Tensor, "num_memory_tokens dim"]:
         """Give all memory tokens, on the host."""
-        num_chapters = self.num_memory_tokens // self.tokens_per_chapter
-        require_resident(
-            owner=self, num_chapters=num_chapters, num_places=self.num_resident_chapters
-        )
-        return self.rows(torch.arange(self.num_memory_tokens))
+        return self._distant.all(self.rows)
 
     def rows(self, indices: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
         """Give the memory tokens at `indices`, on the device of these.
@@ -175,14 +160,10 @@ class MappedMemoryBank(nn.Module):
         Args:
             indices: which memory tokens, in any shape.
         """
-        if torch.compiler.is_compiling():  # the trace breaks here; what is below cannot be traced
-            apart: Callable[[Tensor], Tensor] = torch.compiler.disable(self._rows)
-            return apart(indices)
-        return self._rows(indices)
+        return outside_traces(self._rows, indices)
 
     def _rows(self, indices: Tensor) -> Tensor:
-        found = read(self._asked(indices), cache=self._cache(indices.device), layout=self._layout)
-        return found.to(self._marker.dtype)
+        return self._distant.read(indices).to(self._marker.dtype)
 
     def chapters(
         self, numbers: Int[Tensor, "chapters"], size: int
@@ -193,11 +174,10 @@ class MappedMemoryBank(nn.Module):
             numbers: of the chapters.
             size: memory tokens of a chapter.
         """
-        if size == self.tokens_per_chapter and not torch.compiler.is_compiling():
-            found = read_whole(numbers, cache=self._cache(numbers.device), layout=self._layout)
-            if found is not None:
-                return found.to(self._marker.dtype)
-        return self.rows(numbers[:, None] * size + torch.arange(size, device=numbers.device))
+        found = self._distant.whole(numbers, size)
+        if found is None:
+            return of_chapters(self.rows, numbers, size)
+        return found.to(self._marker.dtype)
 
     def fetch_ahead(self, indices: Int[Tensor, "*any"]) -> None:
         """Begin to read the chapters of memory tokens that will be asked for.
@@ -205,7 +185,11 @@ class MappedMemoryBank(nn.Module):
         Args:
             indices: which memory tokens, on the device that will read them.
         """
-        self._cache(indices.device).fetch_ahead(self._asked(indices).distinct)
+        self._distant.fetch_ahead(indices)
+
+    def forget(self) -> None:
+        """Keep nothing: the next reads fetch anew."""
+        self._distant.residents.forget()
 
     def requires_grad_(self, *args: bool, **kwargs: bool) -> "MappedMemoryBank":
         """Refuse to learn."""
@@ -223,17 +207,6 @@ class MappedMemoryBank(nn.Module):
     def _inside(self) -> nn.Module:
         return cast("nn.Module", self.stored)
 
-    def _asked(self, indices: Tensor) -> Asked:
-        return asked_of(
-            indices, num_rows=self.num_memory_tokens, size=self.tokens_per_chapter, owner=self
-        )
-
-    def _cache(self, device: torch.device) -> ChapterCache:
-        rows = row_tensors(self.stored, layout=self._layout)
-        require_numbers(rows, owner=self)
-        entries = self._layout.entries(self.tokens_per_chapter)
-        return self._residents.on(device, rows=rows, entries=entries)
-
     def _hold(self, rows: Store) -> None:
         """Keep rows out of reach of optimizers, moves and copies."""
         for name, tensor in rows.items():
@@ -249,7 +222,7 @@ class MappedMemoryBank(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, each in row_tensors(self.stored, layout=self._layout).items():
+        for name, each in self._distant.tensors.items():
             destination[f"{prefix}stored.{name}"] = each
 
     def _load_from_state_dict(
@@ -264,7 +237,7 @@ class MappedMemoryBank(nn.Module):
     ) -> None:
         assign = local_metadata.get("assign_to_params_buffers", False)
         given = {}
-        for name, each in row_tensors(self.stored, layout=self._layout).items():
+        for name, each in self._distant.tensors.items():
             key = f"{prefix}stored.{name}"
             found = state_dict.pop(key, None)
             if found is None:
@@ -286,7 +259,7 @@ class MappedMemoryBank(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MappedMemoryBank":
         """Copy all but the rows, which are shared."""
-        memo |= {id(each): each for each in row_tensors(self.stored, layout=self._layout).values()}
+        memo |= {id(each): each for each in self._distant.tensors.values()}
         made = type(self).__new__(type(self))
         memo[id(self)] = made
         vars(made).update(deepcopy(vars(self), memo))

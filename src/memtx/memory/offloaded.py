@@ -9,17 +9,8 @@ from torch import Tensor, nn
 
 from memtx.expression import component
 from memtx.interfaces import MemoryBank
-from memtx.memory.offloaded_cache import ChapterCache, Traffic
-from memtx.memory.offloaded_reads import (
-    Asked,
-    Residents,
-    asked_of,
-    read,
-    read_whole,
-    require_numbers,
-    require_resident,
-)
-from memtx.memory.offloaded_rows import check_chapters, row_layout, row_tensors
+from memtx.memory.distant_rows import DistantRows, of_chapters, outside_traces
+from memtx.memory.offloaded_cache import Traffic
 
 
 @final
@@ -71,17 +62,15 @@ class OffloadedMemoryBank(nn.Module):
         self, *, stored: MemoryBank, tokens_per_chapter: int, num_resident_chapters: int
     ) -> None:
         super().__init__()
-        self._layout = row_layout(stored, owner=self)
-        check_chapters(
-            owner=self,
-            bank=stored,
-            tokens_per_chapter=tokens_per_chapter,
-            num_resident_chapters=num_resident_chapters,
-        )
         self.stored = stored
         self.tokens_per_chapter = tokens_per_chapter
         self.num_resident_chapters = num_resident_chapters
-        self._residents = Residents(num_places=num_resident_chapters)
+        self._distant = DistantRows(
+            owner=type(self).__name__,
+            stored=stored,
+            tokens_per_chapter=tokens_per_chapter,
+            num_resident_chapters=num_resident_chapters,
+        )
 
     @property
     def num_memory_tokens(self) -> int:
@@ -96,20 +85,16 @@ class OffloadedMemoryBank(nn.Module):
     @property
     def traffic(self) -> Traffic:
         """Hits, misses and bytes since the bank was made, over all devices."""
-        return self._residents.traffic
+        return self._distant.residents.traffic
 
     @property
     def resident_bytes(self) -> int:
         """How many bytes the places take, over all devices."""
-        return self._residents.nbytes
+        return self._distant.residents.nbytes
 
     def forward(self) -> Float[Tensor, "num_memory_tokens dim"]:
         """Give all memory tokens, on the host."""
-        num_chapters = self.num_memory_tokens // self.tokens_per_chapter
-        require_resident(
-            owner=self, num_chapters=num_chapters, num_places=self.num_resident_chapters
-        )
-        return self.rows(torch.arange(self.num_memory_tokens))
+        return self._distant.all(self.rows)
 
     def rows(self, indices: Int[Tensor, "*any"]) -> Float[Tensor, "*any dim"]:
         """Give the memory tokens at `indices`, on the device of these.
@@ -117,17 +102,15 @@ class OffloadedMemoryBank(nn.Module):
         Args:
             indices: which memory tokens, in any shape.
         """
-        if torch.compiler.is_compiling():  # the trace breaks here; what is below cannot be traced
-            apart: Callable[[Tensor], Tensor] = torch.compiler.disable(self._rows)
-            return apart(indices)
-        return self._rows(indices)
+        return outside_traces(self._rows, indices)
 
     def _rows(self, indices: Tensor) -> Tensor:
         if self._learns():
-            (rows,) = row_tensors(self.stored, layout=self._layout).values()
-            return self._layout.tokens(rows[indices.to(rows.device)].to(indices.device))
-        cache = self._cache(indices.device)
-        return read(self._asked(indices), cache=cache, layout=self._layout)
+            (rows,) = self._distant.tensors.values()
+            found = rows[indices.to(rows.device)].to(indices.device)
+            return self._distant.layout.tokens(found)
+        self._pin_for(indices.device)
+        return self._distant.read(indices)
 
     def chapters(
         self, numbers: Int[Tensor, "chapters"], size: int
@@ -138,15 +121,11 @@ class OffloadedMemoryBank(nn.Module):
             numbers: of the chapters.
             size: memory tokens of a chapter.
         """
-        if (
-            size == self.tokens_per_chapter
-            and not torch.compiler.is_compiling()
-            and not self._learns()
-        ):
-            found = read_whole(numbers, cache=self._cache(numbers.device), layout=self._layout)
-            if found is not None:
-                return found
-        return self.rows(numbers[:, None] * size + torch.arange(size, device=numbers.device))
+        found = None
+        if not self._learns():
+            self._pin_for(numbers.device)
+            found = self._distant.whole(numbers, size)
+        return of_chapters(self.rows, numbers, size) if found is None else found
 
     def fetch_ahead(self, indices: Int[Tensor, "*any"]) -> None:
         """Begin to copy the chapters of memory tokens that will be read, if they are not there.
@@ -154,32 +133,29 @@ class OffloadedMemoryBank(nn.Module):
         Args:
             indices: which memory tokens, on the device that will read them.
         """
-        self._cache(indices.device).fetch_ahead(self._asked(indices).distinct)
+        self._pin_for(indices.device)
+        self._distant.fetch_ahead(indices)
 
     def forget(self) -> None:
         """Keep nothing: the next reads fetch anew."""
-        self._residents.forget()
+        self._distant.residents.forget()
 
     def _learns(self) -> bool:
         inside = cast("nn.Module", self.stored)
         return torch.is_grad_enabled() and any(each.requires_grad for each in inside.parameters())
 
-    def _asked(self, indices: Tensor) -> Asked:
-        return asked_of(
-            indices, num_rows=self.num_memory_tokens, size=self.tokens_per_chapter, owner=self
-        )
-
-    def _cache(self, device: torch.device) -> ChapterCache:
-        rows = row_tensors(self.stored, layout=self._layout)
-        require_numbers(rows, owner=self)
-        if device.type == "cuda":
-            _pin(list(rows.values()))
-        entries = self._layout.entries(self.tokens_per_chapter)
-        return self._residents.on(device, rows=rows, entries=entries)
+    def _pin_for(self, device: torch.device) -> None:
+        """Move the rows to memory that a GPU can copy from while the host goes on."""
+        if device.type != "cuda" or torch.compiler.is_compiling():
+            return
+        for tensor in self._distant.tensors.values():
+            if not tensor.is_meta and not tensor.is_pinned():
+                with torch.inference_mode(mode=False):
+                    tensor.data = tensor.data.pin_memory()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
         """Change dtypes as asked; the rows stay on the host."""
-        held = list(row_tensors(self.stored, layout=self._layout).values())
+        held = list(self._distant.tensors.values())
         held += [each.grad for each in held if each.grad is not None]
         rows = {id(each) for each in held}
 
@@ -195,11 +171,3 @@ class OffloadedMemoryBank(nn.Module):
 
         super()._apply(on_host, *args, **kwargs)  # type: ignore[no-untyped-call]
         return self
-
-
-def _pin(tensors: list[Tensor]) -> None:
-    """Move tensors to memory that a GPU can copy from while the host goes on."""
-    for tensor in tensors:
-        if not tensor.is_pinned():
-            with torch.inference_mode(mode=False):
-                tensor.data = tensor.data.pin_memory()

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.utils.checkpoint import checkpoint
 
 from memtx.checks import require
@@ -15,13 +16,14 @@ from memtx.memory.frozen import FrozenReads
 from memtx.memory.mixing import Mixing
 from memtx.memory.owned import is_distant, rows_for
 from memtx.memory.router import ChapterRouter, Routing
-from memtx.memory.sparse import sparse_rows
+from memtx.memory.sparse import SparseRows
 from memtx.ops.segments import Segments
 from memtx.projections import check_heads, check_source
 
 # Elements of keys and values, laid side by side by segment, from which on a read keeps none of them
 # for the backward pass: 256 MiB in bfloat16. A read of the 371M stack by sequence has 0.8 as many.
 MANY_LAID = 2**27
+FEW_TOKENS = 16_384  # of a memory
 
 
 @final
@@ -130,7 +132,7 @@ class RoutedMemoryCrossAttention(nn.Module):
         # What `memtx.generate.freeze_for_inference` puts here; never saved.
         self.frozen: FrozenReads | None = None
         # What `memtx.train.sparse_bank_gradients` sets.
-        self.sparse_gradients = False
+        self.sparse_rows: SparseRows | None = None
 
     @property
     def dim(self) -> int:
@@ -171,8 +173,10 @@ class RoutedMemoryCrossAttention(nn.Module):
         laid = routing.chapters.numel() * self.tokens_per_chapter
         laid *= self.k_proj.out_features + self.v_proj.out_features
         # Tokens that choose for themselves are sorted, and lay nothing side by side.
-        is_laid = routing.segments.width > 1 and laid >= MANY_LAID
-        return is_laid and self.frozen is None and torch.is_grad_enabled()
+        if routing.segments.width == 1 or self.frozen is not None or not torch.is_grad_enabled():
+            return False
+        # How many segments packed rows have is not known while a trace is made of them.
+        return guard_or_false(laid >= MANY_LAID)
 
     def _read(
         self, query: Tensor, chapters: Tensor, log_weights: Tensor, segments: Segments
@@ -219,25 +223,29 @@ class RoutedMemoryCrossAttention(nn.Module):
     def _tokens(self, chapters: Tensor | None, *, device: torch.device) -> Tensor:
         """Give the memory tokens of chapters, or of all."""
         size = self.tokens_per_chapter
-        if chapters is None and not self.sparse_gradients:
+        if chapters is None and self.sparse_rows is None:
             tokens: Tensor = self.bank().to(device).unflatten(0, (-1, size))
             return tokens
         if chapters is None:
             chapters = torch.arange(self.router.num_chapters, device=device)
-        if is_distant(self.bank) and not self.sparse_gradients:
+        if is_distant(self.bank) and self.sparse_rows is None:
             return self.bank.chapters(chapters, size)
         rows = chapters[:, None] * size + torch.arange(size, device=device)
-        return sparse_rows(self.bank, rows) if self.sparse_gradients else rows_for(self.bank, rows)
+        if self.sparse_rows is not None:
+            return self.sparse_rows.look_up(rows)
+        return rows_for(self.bank, rows)
 
     def _distinct(self, chapters: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Give the chapters that are read and each choice's place among them.
 
         None instead of chapters is all of them; instead of places, one chapter for each choice.
         """
-        if is_distant(self.bank) or not torch.compiler.is_compiling():
+        # To project a few chapters twice takes less than to wait for what a GPU finds equal.
+        few = chapters.is_cuda and chapters.numel() * self.tokens_per_chapter <= FEW_TOKENS
+        if is_distant(self.bank) or not (torch.compiler.is_compiling() or few):
             distinct, choice = chapters.unique(return_inverse=True)
             return distinct, choice
-        # A trace must know how many there are: all choices, or the whole bank if it is less.
-        if chapters.numel() >= self.router.num_chapters:
+        # How many there are must be known: all choices, or the whole bank if it is less.
+        if guard_or_false(chapters.numel() >= self.router.num_chapters):
             return None, chapters
         return chapters.flatten(), None

@@ -291,7 +291,12 @@ def _segments(piece: Tensor, *, strategy: RoutingStrategy, context: Context) -> 
     before = torch.cat([torch.full_like(last[:, :1], NOTHING), last[:, :-1]], dim=1)
     number = ((last != before).cumsum(dim=1) - 1).clamp(min=0)
     if context.packed:
-        count = int(number.max()) + 1
+        highest = int(number.max())
+        count = highest + 1
+        if torch.compiler.is_compiling():  # what a trace must know of a number that it does not
+            torch._check(highest >= 0)
+            torch._check(highest < length)
+            count += 1  # an empty segment, so that there is never one alone, which has other code
     return Segments(segment=number, real=real, count=count, width=width, regular=False)
 
 

@@ -5,8 +5,7 @@ from typing import Any, final
 from torch import nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from memtx.checks import require
-from memtx.memory import HybridRouting, PromptRouting
+from memtx.memory.prompts import require_one_prompt
 from memtx.models.output import LanguageModelOutput
 from memtx.models.sizes import sizes_of
 
@@ -31,8 +30,9 @@ class MemtxConfig(PreTrainedConfig):
 
     def __init__(self, spec: dict[str, Any] | None = None, **kwargs: Any) -> None:
         self.spec = spec
-        # The checksum of a folder is of its tensors, not of a model that may go on learning.
+        # The checksums of a folder are of what lies there, not of a model that may go on learning.
         kwargs.pop("sha256", None)
+        kwargs.pop("spec_sha256", None)
         super().__init__(**kwargs)
 
 
@@ -120,6 +120,26 @@ class Face(PreTrainedModel, GenerationMixin):
     def _adjust_bias(self, output_embeddings: Any, input_embeddings: Any) -> None:
         """Leave biases alone: transformers would fit that of a shared map to a vocabulary."""
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does.
+
+        Args:
+            *args: passed to transformers.
+            **kwargs: passed to transformers.
+
+        Raises:
+            ValueError: if a router chooses from the prompt, without a cache or where the prompt is
+                read in chunks.
+        """
+        require_one_prompt(
+            owner=type(self.model).__name__,
+            parts=self.model.modules(),
+            config=self.generation_config,
+            args=args,
+            options=kwargs,
+        )
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Any, inputs_embeds: Any | None = None, **kwargs: Any
     ) -> dict[str, Any]:
@@ -136,15 +156,13 @@ class Face(PreTrainedModel, GenerationMixin):
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
-        strategies = [getattr(part, "strategy", None) for part in self.model.modules()]
-        asking = [each for each in strategies if isinstance(each, PromptRouting | HybridRouting)]
-        require(
-            ok=inputs.get("past_key_values") is not None or not asking,
+        # Loops other than `generate` come here too.
+        require_one_prompt(
             owner=type(self.model).__name__,
-            rule="a model whose routers choose from the prompt must generate with a cache, which "
-            "tells the prompt from what was generated",
-            got={"use_cache": False, "strategies": asking[:1]},
-            remedy="pass use_cache=True, or use RollingRouting or TokenRouting",
+            parts=self.model.modules(),
+            config=None,
+            args=(),
+            options={"use_cache": inputs.get("past_key_values") is not None},
         )
         return inputs
 

@@ -42,7 +42,8 @@ class TensorMemoryLM(nn.Module):
 
     Source: `TensorMemoryLM` of the tensor-product source, which made embedding, norm and the
     head tied to the embedding inside, as here, and scaled the embedded tokens by `sqrt(dim)`.
-    The embedding starts with a standard deviation of 0.02, as GPT-2's.
+    The embedding starts with a standard deviation of `0.5 / sqrt(dim)`, so that a token in the
+    stream starts half as large as a norm makes it, whatever the width: 0.02, as GPT-2's, at 512.
 
     Example:
         >>> import torch
@@ -73,8 +74,10 @@ class TensorMemoryLM(nn.Module):
         self.vocab_size = vocab_size
         self.dropout = dropout
         self.layers = nn.ModuleList(layers)
-        # Larger, and each token's own score, by the tied head, would stand out from the start.
-        self.embedding = TokenEmbedding(vocab_size=vocab_size, dim=widths[0], init=Normal(std=0.02))
+        # Larger, and each token's own score, by the tied head, would stand out from the start;
+        # smaller, and it is lost beside what the layers add.
+        start = Normal(std=0.5 / math.sqrt(widths[0]))
+        self.embedding = TokenEmbedding(vocab_size=vocab_size, dim=widths[0], init=start)
         self.norm = nn.LayerNorm(widths[0])
         self.head = TiedHead(embedding=self.embedding)
 

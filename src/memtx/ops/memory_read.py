@@ -5,7 +5,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from memtx.ops.tensor_products import product
+
 MANY_QUERIES = 1_024  # of a batch
+FEW_SCORES = 2**24
 
 
 def dense_read_reference(
@@ -43,8 +46,9 @@ def dense_read(
 
     Where a GPU has many queries, heads stay apart, since the backward of its kernels spreads over
     them: on an H200, 8,192 queries of 12 heads on 2 against 2,048 tokens take 1.1 ms forward and
-    backward, and 2.4 ms folded. Few queries fill it better when folded, and neither on a CPU nor
-    in float32 does a fused kernel take heads in groups.
+    backward, and 2.4 ms folded. Neither on a CPU nor in float32 does a fused kernel take heads in
+    groups. A few queries of generation leave its fused kernels with too little to do at once: there
+    matrix products read, whose scores are small.
 
     Args:
         query: the queries of each position.
@@ -52,9 +56,35 @@ def dense_read(
         value: their values.
         dropout: probability of dropping an attention weight.
     """
-    many = query.shape[0] * query.shape[1] >= MANY_QUERIES
-    apart = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and many
-    return (read_by_heads if apart else read_folded)(query, key, value, dropout)
+    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+        if query.shape[0] * query.shape[1] >= MANY_QUERIES:
+            return read_by_heads(query, key, value, dropout)
+        scores = query.shape[:3].numel() * key.shape[0]
+        if scores <= FEW_SCORES and dropout == 0.0 and not torch.is_grad_enabled():
+            return read_by_products(query, key, value)
+    return read_folded(query, key, value, dropout)
+
+
+def read_by_products(
+    query: Float[Tensor, "batch length heads width"],
+    key: Float[Tensor, "memory kv_heads width"],
+    value: Float[Tensor, "memory kv_heads width"],
+) -> Float[Tensor, "batch length heads width"]:
+    """Read with all scores at once, in float32: `batch length heads memory` of them.
+
+    Args:
+        query: the queries of each position.
+        key: the keys of the memory tokens.
+        value: their values.
+    """
+    batch, length, heads, width = query.shape
+    kv_heads = key.shape[1]
+    folded = query.reshape(batch * length, kv_heads, -1, width).transpose(0, 1).flatten(1, 2)
+    scores = product(folded, key.permute(1, 2, 0), torch.float32) / width**0.5
+    weights = torch.softmax(scores, dim=-1).to(query.dtype)
+    read = (weights @ value.transpose(0, 1)).unflatten(1, (batch * length, -1))
+    laid: Tensor = read.transpose(0, 1).reshape(batch, length, heads, width)
+    return laid
 
 
 def read_by_heads(

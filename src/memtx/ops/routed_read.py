@@ -15,6 +15,7 @@ from torch import Tensor
 
 from memtx.ops.chapter_attention import chapter_attention
 from memtx.ops.fused import fused
+from memtx.ops.page_read import page_read, reads_pages
 from memtx.ops.segments import Segments
 from memtx.ops.sorted_read import independent_sorted_read, joint_sorted_read, sorts
 
@@ -147,6 +148,10 @@ def joint_read(
     named = _named(choice, log_weight)
     if sorts(named, key, segments, dropout):
         return joint_sorted_read(query, key, value, named, log_weight, segments)
+    if choice is not None and dropout == 0.0 and reads_pages(query, key, log_weight, segments):
+        return segments.join(
+            page_read(segments.split(query)[:, :, 0], key, value, choice, log_weight)[:, :, None]
+        )
     batch, _, heads, width = query.shape
     kv_heads = key.shape[2]
     q, k, v = fused(_weighted, device=query.device)(
@@ -189,8 +194,8 @@ def _weighted(
     rest = (bias - rounded.float()).to(query.dtype)
     features = torch.stack([rounded, rest], dim=-1).flatten(0, 1)[:, None]
     missing = -(width + 2) % _WIDTH_STEP
-    values = _laid(value, choice, segments=features.shape[0])
-    laid = _laid(key, choice, segments=features.shape[0])
+    shape = (features.shape[0], log_weight.shape[-1])
+    values, laid = _laid(value, choice, shape=shape), _laid(key, choice, shape=shape)
     keys = torch.cat([laid, features.expand(-1, kv_heads, -1, -1)], dim=-1)
     return (
         F.pad(F.pad(_fold(query, kv_heads=kv_heads), (0, 2), value=1.0), (0, missing)),
@@ -200,12 +205,12 @@ def _weighted(
 
 
 def _side_by_side(
-    query: Tensor, key: Tensor, value: Tensor, choice: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, choice: Tensor | None, chosen: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Lay out query, keys and values, ready for many matrix products."""
     folded = _fold(query, kv_heads=key.shape[2])
-    segments = query.shape[0] * query.shape[1]
-    key, value = (_laid(each, choice, segments=segments).contiguous() for each in (key, value))
+    shape = (query.shape[0] * query.shape[1], chosen)
+    key, value = (_laid(each, choice, shape=shape).contiguous() for each in (key, value))
     return folded, key, value
 
 
@@ -235,7 +240,9 @@ def independent_read(
         return independent_sorted_read(query, key, value, named, log_weight, segments)
     batch, _, heads, width = query.shape
     kv_heads = key.shape[2]
-    q, k, v = fused(_side_by_side, device=query.device)(segments.split(query), key, value, choice)
+    q, k, v = fused(_side_by_side, device=query.device)(
+        segments.split(query), key, value, choice, log_weight.shape[-1]
+    )
     read = chapter_attention(q, k, v, log_weight.flatten(0, 1), dropout)
     shape = (batch, segments.count, kv_heads, heads // kv_heads, segments.width, width)
     return segments.join(_unfold(read, shape=shape))
@@ -257,7 +264,10 @@ def _unfold(x: Tensor, *, shape: tuple[int, int, int, int, int, int]) -> Tensor:
     return x.reshape(shape).permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
 
 
-def _laid(x: Tensor, choice: Tensor | None, *, segments: int) -> Tensor:
-    """Lay the chosen chapters of each segment side by side, `[segments, heads, tokens, width]`."""
-    chosen = x.unflatten(0, (segments, -1)) if choice is None else x[choice.flatten(0, 1)]
+def _laid(x: Tensor, choice: Tensor | None, *, shape: tuple[int, int]) -> Tensor:
+    """Lay the chosen chapters of each segment side by side, `[segments, heads, tokens, width]`.
+
+    `shape` is how many segments there are, and chapters that each of them reads.
+    """
+    chosen = x.unflatten(0, shape) if choice is None else x[choice.flatten(0, 1)]
     return chosen.flatten(1, 2).transpose(1, 2)

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from memtx.ops.tensor_layout import Layout, layout_of, marks_to_chunks, to_chunks
-from memtx.ops.tensor_scan import (
-    decayed_sums,
-    matrix_scan,
-)
+from memtx.ops.tensor_pointwise import features_in_place, joined, shares
+from memtx.ops.tensor_products import product
+from memtx.ops.tensor_scan import decayed_sums, matrix_scan
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -29,34 +28,6 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
         dtype: of the input.
     """
     return torch.promote_types(dtype, torch.float32)
-
-
-def features_in_place(x: Tensor) -> Tensor:
-    """Give `ELU(x) + 1` as `exp(min(x, 0)) + max(x, 0)`, which keeps small values exact.
-
-    Args:
-        x: overwritten.
-    """
-    above = x.clamp(min=0)
-    return x.clamp_(max=0).exp_().add_(above)
-
-
-def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply matrices of one dtype, summing in float32, into a dtype that is not narrower.
-
-    Args:
-        a: `[..., rows, middle]`.
-        b: `[..., middle, columns]`.
-        dtype: of the result.
-    """
-    left, right = a.flatten(0, -3), b.flatten(0, -3)
-    if a.dtype == dtype:
-        result = torch.bmm(left, right)
-    elif a.is_cuda:
-        result = torch.bmm(left, right, out_dtype=dtype)
-    else:
-        result = torch.bmm(left.to(dtype), right.to(dtype))
-    return torch.unflatten(result, 0, a.shape[:-2])
 
 
 class Scan(TypedDict):
@@ -113,50 +84,56 @@ def begin(
         chunk=chunk,
         dtype=accumulator(query.dtype),
     )
-    q = features_in_place(to_chunks(query, chunk, dtype))
-    k = features_in_place(to_chunks(key, chunk, dtype))
+    both = to_chunks([query, key], chunk, dtype)
+    both = joined(features_in_place, both)(both)
     cut = None if real is None else marks_to_chunks(real, chunk)[..., None]
     if cut is not None:
-        q, k = q.mul_(cut), k.mul_(cut)
+        both = both.mul_(cut)
+    q, k = both.unbind(0)
     kept = k if layout.keep is None else k * layout.keep[..., None].to(dtype)
-    v = to_chunks(value, chunk, dtype)
+    (v,) = to_chunks([value], chunk, dtype)
     return Pass(q=q, k=k, v=v, real=cut, layout=layout, kept=kept)
 
 
-def read_sums(p: Pass, x: Tensor, pairs: Tensor, norms: Tensor) -> Tensor:
-    """Give `x z` of each token: what its pairs sum to, and what the state before its chunk adds."""
-    before = product(x, norms.to(x.dtype)[..., None], p.sums)
-    return pairs.sum(dim=-1, dtype=p.sums) + p.carried(before)[..., 0]
+def read_before(p: Pass, x: Tensor, norms: Tensor) -> Tensor:
+    """Give `x z` of each token by the state before its chunk."""
+    return p.carried(product(x, norms.to(x.dtype)[..., None], p.sums))[..., 0]
 
 
 class Delta(NamedTuple):
-    """The delta rule in a chunk: `u = inverse v - back S`, `S' = step S + kept^T inverse v`."""
+    """A chunk: `u = inverse v + back S`, `S' = (whole + change) S + kept^T inverse v`."""
 
     share: Tensor
     inverse: Tensor
     back: Tensor
-    step: Tensor
+    change: Tensor
+    whole: Tensor | None
 
 
 def share_of(
     p: Pass, norms: Tensor, *, delta: Tensor, decay: Tensor | None, eps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Give `c`, the share of what its key reads that a token takes back, and `L`."""
-    pairs = p.layout.mask(product(p.k, p.k.mT, p.sums))
-    left = 1.0 if decay is None else decay.to(p.sums)[:, None, None]
-    read = read_sums(p, p.k, pairs, norms)
-    share = delta.to(p.sums)[:, None, None] * left / (left * read + eps[:, None, None])
-    return share, pairs
+    """Give `c`, the share of what its key reads that a token takes back, and `c L`."""
+    pairs = product(p.k, p.k.mT, p.sums)
+    delta, eps = delta.to(p.sums)[:, None, None], eps.to(p.sums)[:, None, None]
+    left = None if decay is None else decay.to(p.sums)[:, None, None]
+    before = read_before(p, p.k, norms)
+    found: tuple[Tensor, Tensor] = joined(shares, pairs)(
+        pairs, before, p.layout.pair, delta, left, eps
+    )
+    return found
 
 
 def delta_of(p: Pass, share: Tensor, inverse: Tensor) -> Delta:
     """Work out how the state before a chunk goes through it."""
-    taken = p.carried(p.k * share[..., None].to(p.k.dtype))
-    back = product(inverse, taken, p.sums).to(p.k.dtype)
-    step = -product(p.kept.mT, back, p.sums)
-    whole = 1.0 if p.layout.whole is None else p.layout.whole[..., None]
-    step.diagonal(dim1=-2, dim2=-1).add_(whole)
-    return Delta(share=share, inverse=inverse, back=back, step=step)
+    dtype = p.k.dtype
+    taken = p.carried(p.k * share[..., None].to(dtype).neg())
+    back = product(inverse, taken, dtype)
+    change = product(p.kept.mT, back, dtype).flatten(0, 1)
+    whole = p.layout.whole
+    if whole is not None:
+        whole = whole.expand(*p.k.shape[:3]).flatten(0, 1)
+    return Delta(share=share, inverse=inverse, back=back, change=change, whole=whole)
 
 
 def norms_before(p: Pass, norm: Tensor | None) -> Tensor:
@@ -176,5 +153,5 @@ def delta_states(p: Pass, d: Delta, fresh: Tensor, memory: Tensor | None) -> Ten
     """Give `S` before each chunk, where a rule is the delta rule."""
     added = product(p.kept.mT, fresh.to(p.k.dtype), p.sums)
     start = None if memory is None else memory.flatten(0, 1)
-    states = matrix_scan(d.step.flatten(0, 1), added.flatten(0, 1), start, False)
+    states = matrix_scan(d.whole, d.change, added.flatten(0, 1), start, False)
     return torch.unflatten(states[:, :-1], 0, added.shape[:2])

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from memtx.checks import require
 from memtx.ops.tensor_chunks import (
     Delta,
     Pass,
@@ -17,11 +18,21 @@ from memtx.ops.tensor_chunks import (
     delta_states,
     norms_before,
     plain_states,
-    product,
-    read_sums,
+    read_before,
     share_of,
 )
-from memtx.ops.tensor_layout import from_chunks, to_chunks
+from memtx.ops.tensor_layout import to_chunks
+from memtx.ops.tensor_pointwise import (
+    divided_backward,
+    divided_to_tokens,
+    features_backward,
+    joined,
+    masked,
+    masked_sum,
+    taken_backward,
+    to_tokens,
+)
+from memtx.ops.tensor_products import add_product, product
 from memtx.ops.tensor_scan import decayed_sums_backward, matrix_scan, unit_lower_inverse
 
 
@@ -71,28 +82,32 @@ class ChunkedTensorMemory(torch.autograd.Function):
         if delta is None:
             states = plain_states(p, memory).to(p.q.dtype)
         else:
-            share, pairs = share_of(p, norms, delta=delta, decay=decay, eps=eps)
-            inverse = unit_lower_inverse(pairs.mul_(share[..., None])).to(p.q.dtype)
+            share, strict = share_of(p, norms, delta=delta, decay=decay, eps=eps)
+            inverse = unit_lower_inverse(strict).to(p.q.dtype)
             d = delta_of(p, share, inverse)
             written = product(inverse, p.v, p.sums)
             states = delta_states(p, d, written, memory).to(p.q.dtype)
-            written -= product(d.back, states, p.sums)
+            add_product(written, d.back, states, sign=1.0)
             u = written.to(p.q.dtype)
-        pairs = p.layout.mask(product(p.q, p.k.mT, p.q.dtype))
-        below = read_sums(p, p.q, pairs, norms) + eps.to(p.sums)[:, None, None]
+        pairs = masked(product(p.q, p.k.mT, p.q.dtype), p.layout.pair)
+        below = pairs.sum(dim=-1, dtype=p.sums) + read_before(p, p.q, norms)
+        below += eps.to(p.sums)[:, None, None]
         out = product(pairs, u, p.sums)
-        out += p.carried(product(p.q, states, p.sums))
-        out /= below[..., None]
-        result = from_chunks(out, query.shape[1], query.dtype)
+        add_product(out, p.carried(p.q), states, sign=1.0)
+        length = query.shape[1]
+        result = joined(divided_to_tokens, out)(out, below, query.dtype)[:, :length]
+        # Where all that is read is of few tokens, what it differs from each of them by is little:
+        # rounded, nothing would be left of it in the gradients of queries and keys.
+        exact = out if decay is not None and query.dtype != p.sums else None
         ctx.save_for_backward(
             *(query, key, value, real, run, decay, delta),
-            *(result, states, norms, below, inverse, share, written),
+            *(result if exact is None else exact, states, norms, below, inverse, share, written),
         )
         ctx.chunk, ctx.has_memory, ctx.has_norm = chunk, memory is not None, norm is not None
         ctx.set_materialize_grads(False)
         if written is None:
             return result, None
-        return result, from_chunks(written, query.shape[1], p.sums)
+        return result, to_tokens(written, p.sums)[:, :length]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -102,29 +117,55 @@ class ChunkedTensorMemory(torch.autograd.Function):
             ctx: what the forward pass kept.
             gradients: of what was read and of what was written; None where nothing used it.
         """
+        require(
+            ok=torch.compiler.is_compiling() or not torch.is_grad_enabled(),
+            owner="tensor_memory",
+            rule="a gradient must be taken once",
+            got={"create_graph": True},
+            remedy="use tensor_memory_reference, which is differentiated by torch",
+        )
         query, key, value, real, run, decay, _, result, *kept = ctx.saved_tensors
         length, chunk = query.shape[1], ctx.chunk
         with torch.autocast(query.device.type, enabled=False):
             p = begin(query, key, value, real=real, run=run, decay=decay, chunk=chunk)
-            wanted = torch.zeros_like(result) if gradients[0] is None else gradients[0]
+            wanted = torch.zeros_like(query) if gradients[0] is None else gradients[0]
+            gradient, read = outcome_in_chunks(wanted, result, chunk, query.dtype)
             found = backward_in_chunks(
                 p,
-                to_chunks(wanted, chunk, p.sums),
-                None if gradients[1] is None else to_chunks(gradients[1], chunk, p.sums),
-                to_chunks(result, chunk, p.sums),
+                gradient,
+                read,
+                None if gradients[1] is None else to_chunks([gradients[1]], chunk, p.sums)[0],
+                query.dtype,
                 *kept,
             )
-        tokens = [from_chunks(x, length, query.dtype) for x in found[:3]]
+        tokens = [x[:, :length] for x in found[:3]]
         memory = found[3] if ctx.has_memory else None
         norm = found[4] if ctx.has_norm else None
         return *tokens, memory, norm, None, None, None, None, None, None
 
 
+def outcome_in_chunks(
+    wanted: Tensor, result: Tensor, chunk: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """Give the gradient of what was read, and what was read, in chunks.
+
+    Args:
+        wanted: the gradient, `[batch, length, heads, dim]`.
+        result: what was read, as the forward pass kept it: in chunks already, or as `wanted` is.
+        chunk: tokens to a chunk.
+        dtype: of what is cut.
+    """
+    if result.ndim > wanted.ndim:
+        return to_chunks([wanted], chunk, dtype)[0], result
+    return to_chunks([wanted, result], chunk, dtype).unbind(0)
+
+
 def backward_in_chunks(
     p: Pass,
     gradient: Tensor,
-    written_gradient: Tensor | None,
     result: Tensor,
+    written_gradient: Tensor | None,
+    narrow: torch.dtype,
     states: Tensor,
     norms: Tensor,
     below: Tensor,
@@ -132,13 +173,14 @@ def backward_in_chunks(
     share: Tensor | None,
     written: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Give the gradients of query, key, value, memory and norm, the first three in chunks.
+    """Give the gradients of query, key, value, memory and norm.
 
     Args:
         p: the inputs in chunks.
-        gradient: of what was read; overwritten.
-        written_gradient: of what was written; None if nothing used it.
+        gradient: of what was read.
         result: what was read.
+        written_gradient: of what was written; None if nothing used it.
+        narrow: dtype of the first three gradients.
         states: `S` before each chunk.
         norms: `z` before each chunk.
         below: the denominators of what was read.
@@ -147,32 +189,36 @@ def backward_in_chunks(
         written: `u`; None as well.
     """
     dtype, sums = p.q.dtype, p.sums
-    d_below = (gradient * result).sum(dim=-1).div_(below).neg_()
-    d_above = gradient.div_(below[..., None]).to(dtype)
+    weights = p.layout.pair
+    d_below, d_above = joined(divided_backward, result)(gradient, result, below, dtype)
     carried = p.carried(p.q)
-    d_u = product(p.layout.mask(product(p.q, p.k.mT, dtype)).mT, d_above, sums)
+    d_u = product(masked(product(p.q, p.k.mT, dtype), weights).mT, d_above, sums)
     if written_gradient is not None:
         d_u += written_gradient
     d_states = product(carried.mT, d_above, sums)
     d = None if inverse is None or share is None else delta_of(p, share, inverse)
     behind, d_memory = states_backward(p, d, d_states, d_u)
-    d_u += product(p.kept, behind, sums)
+    add_product(d_u, p.kept, behind, sign=1.0)
     u = p.v if written is None else written.to(dtype)
-    d_pairs = p.layout.mask(product(d_above, u.mT, sums) + d_below[..., None]).to(dtype)
-    d_carried = product(d_above, states.mT, sums)
-    d_carried.addcmul_(d_below[..., None], norms[..., None, :])
-    d_q = product(d_pairs, p.k, sums).add_(p.carried(d_carried))
+    d_pairs = product(d_above, u.mT, sums)
+    d_pairs = joined(masked_sum, d_pairs)(d_pairs, d_below, weights, dtype)
+    d_q = product(d_pairs, p.k, sums)
+    add_carried(p, d_q, d_above, states, d_below, norms)
     d_k = product(d_pairs.mT, p.q, sums)
     d_norms = product(d_below.to(dtype)[..., None, :], carried, sums)[..., 0, :]
     if d is not None and written is not None:
-        d_u, d_read, more = rule_backward(p, d, written, d_u.to(dtype), states, norms)
-        d_k += more
+        d_u, d_read = rule_backward(p, d, written, u, d_u.to(dtype), states, norms, d_k)
         d_norms += product(d_read.to(dtype)[..., None, :], p.carried(p.k), sums)[..., 0, :]
     d_behind, d_norm = decayed_sums_backward(d_norms, **p.scan())
-    d_kept = product(u, behind.mT, sums).add_(d_behind[..., None, :])
-    d_k += d_kept if p.layout.keep is None else d_kept.mul_(p.layout.keep[..., None])
-    # The features have the derivative 1 above zero, and are their own derivative below.
-    return d_q.mul_(p.q.clamp(max=1)), d_k.mul_(p.k.clamp(max=1)), d_u, d_memory, d_norm
+    if p.layout.keep is None:
+        add_product(d_k, u, behind.mT, sign=1.0)
+        d_k += d_behind[..., None, :]
+    else:
+        d_kept = product(u, behind.mT, sums).add_(d_behind[..., None, :])
+        d_k.addcmul_(d_kept, p.layout.keep[..., None])
+    behind_features = joined(features_backward, d_q)
+    d_query, d_key = behind_features(d_q, p.q, narrow), behind_features(d_k, p.k, narrow)
+    return d_query, d_key, to_tokens(d_u, narrow), d_memory, d_norm
 
 
 def states_backward(
@@ -189,34 +235,62 @@ def states_backward(
     if d is None:
         behind, d_memory = decayed_sums_backward(d_states.flatten(-2), **p.scan())
         return behind.view_as(d_states).to(p.q.dtype), d_memory.view_as(d_states[:, :, 0])
-    d_states -= product(d.back.mT, d_u.to(p.q.dtype), p.sums)
-    scanned = matrix_scan(d.step.flatten(0, 1), d_states.flatten(0, 1), None, True)
+    add_product(d_states, d.back.mT, d_u, sign=1.0)
+    scanned = matrix_scan(d.whole, d.change, d_states.flatten(0, 1), None, True)
     scanned = scanned.unflatten(0, d_states.shape[:2])
     return scanned[:, :, 1:].to(p.q.dtype), scanned[:, :, 0]
 
 
+def add_carried(
+    p: Pass, total: Tensor, wanted: Tensor, states: Tensor, of_sums: Tensor, norms: Tensor
+) -> None:
+    """Add to the gradient of rows of tokens what they read of the state before their chunk.
+
+    Args:
+        p: the inputs in chunks.
+        total: what is added to.
+        wanted: the gradient of what is read of `S`.
+        states: `S` before each chunk.
+        of_sums: the gradient of what is read of `z`.
+        norms: `z` before each chunk.
+    """
+    if p.layout.carry is None:
+        add_product(total, wanted, states.mT, sign=1.0)
+        total.addcmul_(of_sums[..., None], norms[..., None, :])
+        return
+    carried = product(wanted, states.mT, p.sums)
+    carried.addcmul_(of_sums[..., None], norms[..., None, :])
+    total.add_(p.carried(carried))
+
+
 def rule_backward(
-    p: Pass, d: Delta, written: Tensor, d_u: Tensor, states: Tensor, norms: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the gradients of the values, of the keys' denominators, and of the keys.
+    p: Pass,
+    d: Delta,
+    written: Tensor,
+    u: Tensor,
+    d_u: Tensor,
+    states: Tensor,
+    norms: Tensor,
+    d_k: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Give the gradients of the values and of the keys' denominators; add that of the keys.
 
     Args:
         p: the inputs in chunks.
         d: the delta rule.
         written: `u`.
+        u: the same in the dtype of the inputs.
         d_u: its gradient.
         states: `S` before each chunk.
         norms: `z` before each chunk.
+        d_k: gradient of the keys' features, which is added to.
     """
     dtype, sums = p.q.dtype, p.sums
     d_v = product(d.inverse.mT, d_u, sums)
-    # v - u is what was taken back: the numerator over the denominator whose gradient this is.
-    d_read = d.share * (d_v * (p.v - written)).sum(dim=-1)
-    narrow = d_v.to(dtype)
-    share = d.share[..., None]
-    d_pairs = product(narrow, written.to(dtype).mT, sums).mul_(share).neg_()
-    d_pairs = p.layout.mask(d_pairs.add_(d_read[..., None])).to(dtype)
-    d_k = product(d_pairs + d_pairs.mT, p.k, sums)
-    carried = product(narrow, states.mT, sums).mul_(share).neg_()
-    carried.addcmul_(d_read[..., None], norms[..., None, :])
-    return d_v, d_read, d_k.add_(p.carried(carried))
+    # What is taken back has the opposite sign of what is written.
+    d_read, taken = joined(taken_backward, d_v)(d_v, p.v, written, d.share, dtype)
+    d_pairs = product(taken, u.mT, sums)
+    d_pairs = joined(masked_sum, d_pairs)(d_pairs, d_read, p.layout.pair, dtype)
+    add_product(d_k, d_pairs + d_pairs.mT, p.k, sign=1.0)
+    add_carried(p, d_k, taken, states, d_read, norms)
+    return d_v, d_read

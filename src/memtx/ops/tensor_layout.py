@@ -29,14 +29,6 @@ class Layout(NamedTuple):
     runs: Tensor | None
     rate: Tensor | None
 
-    def mask(self, products: Tensor) -> Tensor:
-        """Leave of the products of all pairs what a token reads.
-
-        Args:
-            products: `[batch, heads, chunks, chunk, chunk]`.
-        """
-        return products.tril(-1) if self.pair is None else products * self.pair.to(products.dtype)
-
 
 def document_runs(document: Tensor, real: Tensor | None) -> Tensor:
     """Number the documents of each row from 0 in order; padding belongs to the one before it.
@@ -54,31 +46,25 @@ def document_runs(document: Tensor, real: Tensor | None) -> Tensor:
     return (changed & real & (before >= 0)).long().cumsum(dim=1)
 
 
-def to_chunks(x: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-    """Cut `[batch, length, heads, dim]` into `[batch, heads, chunks, chunk, dim]`.
+def to_chunks(parts: list[Tensor], chunk: int, dtype: torch.dtype) -> Tensor:
+    """Cut each `[batch, length, heads, dim]` into `[batch, heads, chunks, chunk, dim]`.
 
     Args:
-        x: what to cut; a last chunk that is not full is filled with zeros.
+        parts: what to cut, side by side; a last chunk that is not full is filled with zeros.
         chunk: tokens to a chunk.
         dtype: of what comes out.
+
+    Returns:
+        A copy, `[parts, batch, heads, chunks, chunk, dim]`.
     """
-    missing = -x.shape[1] % chunk
-    if missing:
-        x = F.pad(x, (0, 0, 0, 0, 0, missing))
-    # A copy in any case: the features are made in its place.
-    cut = torch.unflatten(x, 1, (-1, chunk)).permute(0, 3, 1, 2, 4)
-    return cut.to(dtype, memory_format=torch.contiguous_format, copy=True)
-
-
-def from_chunks(x: Tensor, length: int, dtype: torch.dtype) -> Tensor:
-    """Put `[batch, heads, chunks, chunk, dim]` together to `[batch, length, heads, dim]`.
-
-    Args:
-        x: what to put together.
-        length: tokens of the sequence; what filled the last chunk is cut off.
-        dtype: of what comes out.
-    """
-    return x.to(dtype).permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :length]
+    batch, length, heads, dim = parts[0].shape
+    missing = -length % chunk
+    size = (len(parts), batch, heads, (length + missing) // chunk, chunk, dim)
+    cut = torch.empty(size, dtype=dtype, device=parts[0].device)
+    for place, x in zip(cut, parts, strict=True):
+        full = F.pad(x, (0, 0, 0, 0, 0, missing)) if missing else x
+        place.copy_(full.unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4))
+    return cut
 
 
 def marks_to_chunks(x: Tensor, chunk: int) -> Tensor:

@@ -141,6 +141,8 @@ def tensor_memory_reference(
             each other starts with an empty one. None for one document.
     """
     batch, length, heads, dim = query.shape
+    if length == 0:
+        return _no_tokens(query, rules, memory, norm)
     dtype = accumulator(query.dtype)
     S = query.new_zeros(batch, heads, dim, dim, dtype=dtype) if memory is None else memory
     z = query.new_zeros(batch, heads, dim, dtype=dtype) if norm is None else norm
@@ -172,6 +174,16 @@ def tensor_memory_reference(
             z = (left_norm + k[t]).where(here, z)
         memory, norm = bounded(committed, z, rules)
     return torch.stack(outputs, dim=1).to(query.dtype), memory, norm
+
+
+def _no_tokens(
+    query: Tensor, rules: HeadRules, memory: Tensor | None, norm: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give what a call without tokens gives: nothing that is read, and the state as it was."""
+    batch, _, heads, dim = query.shape
+    empty = query.new_zeros(batch, heads, dim, dim, dtype=accumulator(query.dtype))
+    S, z = empty if memory is None else memory, empty[..., 0] if norm is None else norm
+    return query.clone(), *bounded(S, z, rules)
 
 
 def outer(k: Tensor, u: Tensor) -> Tensor:
@@ -222,6 +234,9 @@ def tensor_memory(
         chunk: tokens to a chunk, a power of two of at least 16.
         commit: whether to give the state back; else None comes in its place.
     """
+    if query.shape[1] == 0:
+        read, S, z = _no_tokens(query, rules, memory, norm)
+        return (read, S, z) if commit else (read, None, None)
     decay = rules.decay if rules.decays else None
     delta = rules.delta if rules.deltas else None
     run = None if document is None else document_runs(document, real)

@@ -105,7 +105,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         with replacing(path, layout=MODEL) as staging:
             write_tensors(tensors, staging / MODEL.tensors, target=path)
             sha256 = checksum(staging / MODEL.tensors)
-            write_header(header | {"sha256": sha256}, staging / MODEL.header)
+            sums = {"sha256": sha256, "spec_sha256": seal(header["spec"])}
+            write_header(header | sums, staging / MODEL.header)
 
     in_first(write, together=is_sharded(named))
 
@@ -253,6 +254,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     header = read_header(folder / MODEL.header, owner="load")
     check_model_header(header, owner="load")
     model = outline_of_model(header["spec"], owner="load")
+    require_spec(header, owner="load")
     tensors = read_tensors(
         folder / MODEL.tensors,
         sha256=header["sha256"],
@@ -274,14 +276,36 @@ def check_model_header(header: Mapping[str, Any], *, owner: str) -> None:
         owner: who reads.
 
     Raises:
-        ValueError: if it lacks the spec or the checksum.
+        ValueError: if it lacks the spec or a checksum.
     """
+    missing = sorted({"spec", "sha256", "spec_sha256"} - set(header))
     require(
-        ok={"spec", "sha256"} <= set(header),
+        ok=not missing,
         owner=owner,
-        rule=f"{MODEL.header} must hold 'spec' and 'sha256'",
-        got={"keys": sorted(header)},
+        rule=f"{MODEL.header} must hold 'spec', 'sha256' and 'spec_sha256', as that of a model of "
+        "memtx does",
+        got={"missing": missing, "model_type": header.get("model_type")},
         remedy="pass a folder written by save()",
+    )
+
+
+def require_spec(header: Mapping[str, Any], *, owner: str) -> None:
+    """Refuse the spec of a whole model that is sound, and not the one that was saved.
+
+    Args:
+        header: what `config.json` holds.
+        owner: who reads.
+
+    Raises:
+        ValueError: if it has another checksum.
+    """
+    found = seal(header["spec"])
+    require(
+        ok=found == header["spec_sha256"],
+        owner=owner,
+        rule=f"the spec of {MODEL.header} must have its spec_sha256, {header['spec_sha256']}",
+        got={"spec_sha256": found},
+        remedy="fetch the folder again; to change a spec, build(spec) and save the model",
     )
 
 

@@ -49,19 +49,23 @@ class Layout:
         return {self.header, self.tensors, *self.beside, *self.folders}
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str], *, layout: Layout) -> Iterator[Path]:
-    """Give a temporary folder beside `path` to write in, which takes its place at the end.
+def require_place(path: str | os.PathLike[str], *, layout: Layout) -> None:
+    """Find out now, and not after hours of training, whether a folder can be written.
 
     Args:
-        path: the folder; what a layout names is replaced, but for what may stand beside it and was
-            not written anew.
-        layout: names of the files.
+        path: the folder; folders above it are made.
+        layout: names of the files that it will hold.
 
     Raises:
         ValueError: if `path` holds anything else.
-        OSError: if the place cannot be written; whatever was there is untouched.
+        OSError: if the place cannot be written.
     """
+    _, staging = _staged(path, layout=layout)
+    staging.rmdir()
+
+
+def _staged(path: str | os.PathLike[str], *, layout: Layout) -> tuple[Path, Path]:
+    """Give a folder that may be written or replaced, and an empty one beside it."""
     # Links are followed: what is replaced is the folder, not the link to it.
     target = Path(path).resolve()
     require(
@@ -82,9 +86,25 @@ def replacing(path: str | os.PathLike[str], *, layout: Layout) -> Iterator[Path]
     )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        return target, Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:
         raise unwritable(owner="save", path=path, error=error) from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, layout: Layout) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to write in, which takes its place at the end.
+
+    Args:
+        path: the folder; what a layout names is replaced, but for what may stand beside it and was
+            not written anew.
+        layout: names of the files.
+
+    Raises:
+        ValueError: if `path` holds anything else.
+        OSError: if the place cannot be written; whatever was there is untouched.
+    """
+    target, staging = _staged(path, layout=layout)
     try:
         yield staging
         for name in layout.beside:

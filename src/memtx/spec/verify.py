@@ -19,6 +19,7 @@ from memtx.spec.artifact import (
     memory_of_parts,
     memory_parts,
     outline_of_model,
+    require_spec,
 )
 from memtx.spec.builder import RecordedBase
 from memtx.spec.files import read_header, require_checksum, require_files
@@ -63,6 +64,8 @@ def verify(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
         outline = _try(trouble, lambda: outlines(tensors, owner=OWNER))
         wanted = _try(trouble, lambda: _wanted(header, is_model=is_model))
+        if is_model:
+            _try(trouble, lambda: require_spec(header, owner=OWNER))
         if outline is not None:
             report["dtype"] = dtypes(outline)
             if wanted is not None:

@@ -1,10 +1,14 @@
 """The values of a tensor memory."""
 
+import math
 from dataclasses import dataclass
 from typing import final
 
 from memtx.checks import require, require_positive
 from memtx.expression import component
+
+# Below it float32, which states live in, has no whole precision, and a GPU may take it for 0.
+SMALLEST = 2.0**-126
 
 
 @final
@@ -25,8 +29,8 @@ class TensorMemoryConfig:
         max_norm: bound of the numbers of the state `z`.
 
     Raises:
-        ValueError: if `dim` is below 1, `use_delta_rule` is not a bool, or another value is not
-            positive.
+        ValueError: if `dim` is below 1, `use_delta_rule` is not a bool, another value is not
+            positive, or `eps` is infinite or nothing in float32.
 
     Source: `MemoryConfig` of the tensor-product source.
 
@@ -56,10 +60,21 @@ class TensorMemoryConfig:
         for name in ("eps", "max_delta", "max_memory", "max_norm"):
             value = getattr(self, name)
             require(
-                ok=value > 0.0,
+                ok=_is_number(value) and value >= SMALLEST,
                 owner=self,
                 rule=f"{name} must be positive",
                 got={name: value},
                 remedy="1e-6 is usual for eps, and 10.0, 100.0 and 1000.0 for the bounds of delta, "
                 "memory and norm",
             )
+        require(
+            ok=self.eps < math.inf,
+            owner=self,
+            rule="eps must be finite",
+            got={"eps": self.eps},
+            remedy="1e-6 is usual",
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -30,7 +30,7 @@ class MultiHeadMemory:
         memories: the heads.
 
     Raises:
-        ValueError: if there is no head, or two differ in width.
+        ValueError: if there is no head, one is no memory, or two differ in width.
 
     Source: `MultiHeadMemory` of the tensor-product source.
 
@@ -43,6 +43,15 @@ class MultiHeadMemory:
     """
 
     def __init__(self, memories: list[TensorMemory | DecayingTensorMemory]) -> None:
+        memories = list(memories)
+        kinds = [type(memory).__name__ for memory in memories]
+        require(
+            ok=all(isinstance(each, TensorMemory | DecayingTensorMemory) for each in memories),
+            owner=self,
+            rule="memories must be TensorMemory or DecayingTensorMemory",
+            got={"memories": kinds},
+            remedy="give one memory for each head",
+        )
         dims = [memory.config.dim for memory in memories]
         require(
             ok=len(set(dims)) == 1,
@@ -51,7 +60,7 @@ class MultiHeadMemory:
             got={"dims": dims},
             remedy="give every head a config with the same dim",
         )
-        self.memories = list(memories)
+        self.memories = memories
         self._rules: dict[torch.device, HeadRules] = {}
 
     @property
@@ -99,9 +108,19 @@ class MultiHeadMemory:
             commit: whether to give the state behind the last token; else None comes in its place.
 
         Raises:
-            ValueError: if the state is of another batch, heads, dim or device.
+            ValueError: if query, key and value are not of these heads and of one shape, or the
+                state is of another batch, heads, dim or device.
         """
         batch, length = query.shape[:2]
+        shapes = [tuple(x.shape) for x in (query, key, value)]
+        wanted = (batch, length, self.num_heads, self.dim)
+        require(
+            ok=all(shape == wanted for shape in shapes),
+            owner=self,
+            rule=f"query, key and value must be [batch, length, {self.num_heads}, {self.dim}]",
+            got={"shapes": shapes},
+            remedy="cut each into as many heads as there are memories, of their dim",
+        )
         if state is not None:
             sizes = {"batch": batch, "heads": self.num_heads, "dim": self.dim}
             state.check(owner=self, device=query.device, **sizes)

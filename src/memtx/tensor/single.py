@@ -10,7 +10,7 @@ from torch import Tensor
 from memtx.checks import require
 from memtx.expression import component
 from memtx.ops.tensor_memory import HeadRules, chunk_for, retrieve, tensor_memory
-from memtx.tensor.config import TensorMemoryConfig
+from memtx.tensor.config import SMALLEST, TensorMemoryConfig
 from memtx.tensor.state import TensorMemoryState
 
 
@@ -24,6 +24,9 @@ class TensorMemory:
 
     Args:
         config: its values.
+
+    Raises:
+        ValueError: if `config` is none.
 
     Source: `TensorMemory` of the tensor-product source, with a state for each sequence, and
     `S` and `z` summed alike: the source divides `S` by `batch * seq` and `z` by `batch`.
@@ -41,6 +44,7 @@ class TensorMemory:
     """
 
     def __init__(self, config: TensorMemoryConfig) -> None:
+        _require_config(self, config)
         self.config = config
         self._held = _Held(owner=self)
 
@@ -100,7 +104,7 @@ class DecayingTensorMemory:
         decay: share of the state that stays when a token is written.
 
     Raises:
-        ValueError: if `decay` does not lie between 0 and 1.
+        ValueError: if `config` is none, or `decay` does not lie between 0 and 1.
 
     Source: `DecayingTensorMemory` of the tensor-product source, which decays at each update call
     and weighs what is written by `1 - decay`; here each token decays what came before it.
@@ -118,8 +122,9 @@ class DecayingTensorMemory:
     """
 
     def __init__(self, config: TensorMemoryConfig, *, decay: float) -> None:
+        _require_config(self, config)
         require(
-            ok=0.0 < decay < 1.0,
+            ok=isinstance(decay, float) and SMALLEST <= decay < 1.0,
             owner=self,
             rule="decay must lie between 0 and 1",
             got={"decay": decay},
@@ -168,6 +173,16 @@ class DecayingTensorMemory:
             ValueError: before the first reset, or if width, batch or device differ.
         """
         self._held.update(key, value)
+
+
+def _require_config(owner: object, config: object) -> None:
+    require(
+        ok=isinstance(config, TensorMemoryConfig),
+        owner=owner,
+        rule="config must be a TensorMemoryConfig",
+        got={"config": config},
+        remedy="make one of its six values",
+    )
 
 
 def rules_of(
@@ -228,6 +243,13 @@ class _Held:
 
     def update(self, key: Tensor, value: Tensor) -> None:
         self.check(key)
+        require(
+            ok=value.shape == key.shape,
+            owner=self.owner,
+            rule="each key must have a value of its width",
+            got={"key": tuple(key.shape), "value": tuple(value.shape)},
+            remedy="pass both as [batch, length, dim]",
+        )
         memory, norm = (self.state.memory, self.state.norm) if self.state else (None, None)
         keys, values = key[:, :, None], value[:, :, None]
         _, memory, norm = tensor_memory(
@@ -255,7 +277,7 @@ class _Held:
         )
         dim = self.owner.config.dim
         require(
-            ok=x.shape[-1] == dim,
+            ok=x.ndim == 3 and x.shape[-1] == dim,
             owner=self.owner,
             rule=f"queries, keys and values must have the memory's dim {dim}",
             got={"shape": tuple(x.shape)},

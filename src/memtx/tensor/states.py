@@ -5,6 +5,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from memtx.checks import require
 from memtx.tensor.state import TensorMemoryState
 
 
@@ -78,8 +79,19 @@ class TensorMemoryStates:
 
         Args:
             tensors: the tensors by name.
+
+        Raises:
+            ValueError: if one is missing or of another name.
         """
-        places = {int(name.split(".")[0]) for name in tensors}
+        places = {int(name.split(".")[0]) for name in tensors if name.split(".")[0].isdecimal()}
+        wanted = {f"{place}.{name}" for place in places for name in ("memory", "norm")}
+        require(
+            ok=wanted == set(tensors),
+            owner="TensorMemoryStates",
+            rule="tensors must be a memory and a norm of each place",
+            got={"missing": sorted(wanted - set(tensors)), "others": sorted(set(tensors) - wanted)},
+            remedy="pass what tensors() gave, all of it",
+        )
         found: list[TensorMemoryState | None] = [None] * (max(places, default=-1) + 1)
         for place in places:
             found[place] = TensorMemoryState(

@@ -19,7 +19,7 @@ from memtx.train.rate_finder import RateTest, find_learning_rate
 from memtx.train.recomputation import RecomputedBase, RecomputedLayers
 from memtx.train.revival import ReviveDead
 from memtx.train.router_health import Remedy, RouterHealth
-from memtx.train.run import Callback, Guard, Run, Saver, Start, Surrounding
+from memtx.train.run import Callback, Guard, Patient, Run, Saver, Start, Surrounding
 from memtx.train.run_checkpoints import RunCheckpoints
 from memtx.train.schedules import (
     DelayedCosine,
@@ -73,6 +73,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "ParameterGroup",
+    "Patient",
     "PeakMemory",
     "Precision",
     "ProgressBar",

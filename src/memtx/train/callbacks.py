@@ -158,7 +158,7 @@ class EarlyStopping:
         """
         if self.number in record:
             self._count(run, number=self._mean(run, record[self.number]))
-        elif run.step == run.steps and self.best is None and not self.since:
+        elif record["step"] == run.steps and self.best is None and not self.since:
             warnings.warn(
                 f"EarlyStopping: no record had the number '{self.number}' in {run.steps} steps.",
                 stacklevel=2,
@@ -194,6 +194,14 @@ class EarlyStopping:
         # Rounding may differ between processes, but they must end together.
         total = run.parallelism.all_sum(torch.tensor([number], dtype=torch.float64))
         return float(total) / run.parallelism.world_size
+
+    def is_urgent(self, step: int) -> bool:
+        """Tell that it can be told of any step later.
+
+        Args:
+            step: not used.
+        """
+        return False
 
     def state_dict(self) -> dict[str, object]:
         """Give the best number so far and the measures since."""

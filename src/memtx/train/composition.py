@@ -15,7 +15,8 @@ from memtx.spec.processes import whole
 from memtx.train.run import Run
 from memtx.train.run_state import model_tensors
 
-_SHOWN = 5
+# What cuts the rows of a step into batches.
+_CUTS = {"accumulation", "processes", "batch_size"}
 
 
 def composition(run: Run) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def settings(run: Run) -> dict[str, Any]:
         run: the run.
     """
     outside = ("params", "lr")
-    return {
+    found = {
         "steps": run.steps,
         "learning_rate": {group.name: group.learning_rate for group in run.groups},
         "weights": dict(run.objective.weights),
@@ -60,13 +61,40 @@ def settings(run: Run) -> dict[str, Any]:
             {key: _value(value) for key, value in group.items() if key not in outside}
             for group in run.optimizer.param_groups
         ],
-        "scaler": run.scaler.is_enabled(),
         "callbacks": [type(callback).__name__ for callback in run.callbacks],
+        "processes": run.parallelism.world_size,
+        "batch_size": {
+            name: size
+            for name, stream in run.streams.items()
+            if isinstance(size := getattr(stream, "batch_size", None), int)
+        },
     }
+    return found | {name: _made_of(value) for name, value in run.settings.items()}
+
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Give the settings that have changed, but not how the same rows of a step are cut up.
+
+    Args:
+        then: those that were kept.
+        now: those of the run.
+    """
+    left_out = _CUTS if _rows(then) == _rows(now) else set()
+    one, other = (
+        {key: value for key, value in each.items() if key not in left_out} for each in (then, now)
+    )
+    return differences(one, other, path="settings")
+
+
+def _rows(settings: dict[str, Any]) -> dict[str, int]:
+    """Give the rows of a step, of all processes, by stream."""
+    batches = settings.get("accumulation", 1) * settings.get("processes", 1)
+    sizes: dict[str, int] = settings.get("batch_size", {})
+    return {"": batches} if not sizes else {name: batches * size for name, size in sizes.items()}
 
 
 def differences(then: Any, now: Any, *, path: str) -> list[str]:
-    """Give where two plain values differ, at most a few places.
+    """Give where two plain values differ.
 
     Args:
         then: the one that was kept.
@@ -85,7 +113,7 @@ def differences(then: Any, now: Any, *, path: str) -> list[str]:
     found: list[str] = []
     for place, one, other in parts:
         found += differences(one, other, path=place)
-    return found[:_SHOWN]
+    return found
 
 
 def _short(value: Any) -> str:
@@ -139,6 +167,15 @@ def _plain(term: Any) -> dict[str, Any]:
     names = [each.name for each in dataclasses.fields(term)] if is_dataclass(term) else ["name"]
     found = {name: _value(getattr(term, name)) for name in names if name != "weight"}
     return {"class": type(term).__name__, "stream": term.stream} | found
+
+
+def _made_of(value: Any) -> Any:
+    """Give a number as it is, and an object by its class and, of a dataclass, its fields."""
+    if not is_dataclass(value):
+        plain = value is None or isinstance(value, str | int | float | bool)
+        return value if plain else {"class": type(value).__name__}
+    fields = {each.name: _value(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    return {"class": type(value).__name__} | fields
 
 
 def _value(value: Any) -> Any:

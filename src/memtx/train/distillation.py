@@ -6,14 +6,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from memtx.adapters import MemoryAdapter, MemoryLibrary, halves_of
-from memtx.adapters.families import is_peft
+from memtx.adapters import halves_of
 from memtx.checks import require
 from memtx.context import IGNORED
 from memtx.data.protocols import Batch
 from memtx.modes import evaluating
 from memtx.ops.linear_losses import chunked_kl_divergence
-from memtx.train.terms import check_values, untrained
+from memtx.train.terms import check_switchable, check_values, untrained
 
 
 @final
@@ -73,14 +72,7 @@ class DistillationLoss:
         Raises:
             ValueError: if it is no `MemoryAdapter`, `MemoryLibrary` or model of `peft`.
         """
-        require(
-            ok=isinstance(model, MemoryAdapter | MemoryLibrary) or is_peft(model),
-            owner=self,
-            rule="the model must be a MemoryAdapter, a MemoryLibrary or a PEFT model: the teacher "
-            "is the same model, switched off",
-            got={"model": type(model).__name__},
-            remedy="leave the term out for other models",
-        )
+        check_switchable(self, model=model)
 
     def weights(self, model: nn.Module) -> dict[str, float]:
         """Give its own weight.

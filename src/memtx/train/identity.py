@@ -10,7 +10,7 @@ import torch
 from memtx.checks import refusal
 from memtx.data.protocols import Batch
 from memtx.train.loggers import Record
-from memtx.train.run import Run
+from memtx.train.parallel import Parallelism
 
 _DIGITS = 12
 
@@ -56,22 +56,29 @@ class Identity:
     share: float
 
 
-def identities(batches: list[dict[str, Batch]], *, shares: list[float], run: Run) -> list[Identity]:
-    """Name the batches of the step after `run.step`, of all processes; each has to call this.
+def identities(
+    batches: list[dict[str, Batch]],
+    *,
+    shares: list[float],
+    before: int,
+    parallelism: Parallelism,
+) -> list[Identity]:
+    """Name the batches of a step, of all processes; each has to call this.
 
     Args:
         batches: those of this process.
         shares: what each contributed to the step's loss.
-        run: the run before the step.
+        before: how many steps were done before it.
+        parallelism: the processes.
     """
-    place, names = run.parallelism, sorted(batches[0])
+    place, names = parallelism, sorted(batches[0])
     rows = [[int(digest(batch[name]), 16) for name in names] for batch in batches]
     digests = torch.zeros(place.world_size, len(batches), len(names), dtype=torch.int64)
     digests[place.rank] = torch.tensor(rows)
     parts = torch.zeros(place.world_size, len(batches), dtype=torch.float64)
     parts[place.rank] = torch.tensor(shares, dtype=torch.float64)
     digests, parts = place.all_sum(digests), place.all_sum(parts)
-    first = run.step * len(batches)
+    first = before * len(batches)
     return [
         Identity(
             stream=name,

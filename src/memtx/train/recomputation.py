@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from memtx.adapters import MemoryAdapter
+from memtx.adapters import MemoryAdapter, MemoryLibrary
 from memtx.adapters.checkpointing import switch_off, switch_on
 from memtx.checks import require
 from memtx.context import Context
@@ -85,6 +85,14 @@ class RecomputedLayers:
             record: not used.
         """
 
+    def is_urgent(self, step: int) -> bool:
+        """Tell that it can be told of any step later.
+
+        Args:
+            step: not used.
+        """
+        return False
+
     def state_dict(self) -> dict[str, object]:
         """Give nothing: nothing is remembered."""
         return {}
@@ -130,7 +138,7 @@ class RecomputedBase:
     A callback of the trainer, in force while the run lasts. The library's own switch is used.
 
     Args:
-        model: a `MemoryAdapter`, or a Hugging Face model.
+        model: a `MemoryAdapter`, a `MemoryLibrary`, or a Hugging Face model.
 
     Raises:
         ValueError: if the model has no such switch.
@@ -160,17 +168,18 @@ class RecomputedBase:
         Args:
             run: not used.
         """
-        if isinstance(self.model, MemoryAdapter):
-            self.model.gradient_checkpointing_enable()
+        model = self.model
+        if isinstance(model, MemoryAdapter | MemoryLibrary):
+            model.activation_checkpointing_enable()
         else:
-            switch_on(base=self.model, options={"use_reentrant": False}, wrap=None)
+            switch_on(base=model, options={"use_reentrant": False}, wrap=None, how={})
         try:
             yield
         finally:
-            if isinstance(self.model, MemoryAdapter):
-                self.model.gradient_checkpointing_disable()
+            if isinstance(model, MemoryAdapter | MemoryLibrary):
+                model.activation_checkpointing_disable()
             else:
-                switch_off(self.model)
+                switch_off(model)
 
     def after_step(self, run: Run, record: Record) -> None:
         """Do nothing.
@@ -179,6 +188,14 @@ class RecomputedBase:
             run: not used.
             record: not used.
         """
+
+    def is_urgent(self, step: int) -> bool:
+        """Tell that it can be told of any step later.
+
+        Args:
+            step: not used.
+        """
+        return False
 
     def state_dict(self) -> dict[str, object]:
         """Give nothing: nothing is remembered."""

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from memtx.checks import refusal, require
 from memtx.spec.base_weights import agree
 from memtx.train import run_files
-from memtx.train.composition import composition, differences, settings
+from memtx.train.composition import changes, composition, differences, settings
 from memtx.train.run import Run
 from memtx.train.run_checkpoints import allow_one_process
 from memtx.train.run_state import (
@@ -27,6 +27,8 @@ from memtx.train.run_state import (
     set_shared_values,
 )
 from memtx.train.together import Together, plain_errors
+
+_SHOWN = 8
 
 
 def newest_whole(
@@ -154,19 +156,24 @@ def _refuse(found: list[str], *, owner: str, checkpoint: Path, remedy: str) -> N
         ok=not found,
         owner=owner,
         rule="the run must be composed as the one that was saved",
-        got={"checkpoint": str(checkpoint), "differences": found[:5]},
+        got={"checkpoint": str(checkpoint), "differences": _few(found)},
         remedy=remedy,
     )
 
 
+def _few(found: list[str]) -> list[str]:
+    more = len(found) - _SHOWN
+    return [*found[:_SHOWN], f"and {more} more"] if more > 0 else found
+
+
 def _tell_settings(then: dict[str, Any], run: Run, *, checkpoint: Path) -> None:
     """Warn of numbers that are not those the run was saved with."""
-    found = differences(then, settings(run), path="settings")
+    found = changes(then, settings(run))
     if found and run.parallelism.rank == 0:
         message = refusal(
             owner="Resume",
             rule="a run that goes on should have the settings it was saved with",
-            got={"checkpoint": str(checkpoint), "differences": found},
+            got={"checkpoint": str(checkpoint), "differences": _few(found)},
             remedy="nothing, if you changed them on purpose: it goes on with what they are now",
         )
         warnings.warn(message, UserWarning, stacklevel=6)

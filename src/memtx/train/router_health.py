@@ -119,7 +119,7 @@ class RouterHealth:
             run: the run.
             record: of the step; takes the numbers.
         """
-        if run.step % self.every != 0:
+        if record["step"] % self.every != 0:
             return
         usages = {}
         for name, reader in self._readers.items():
@@ -155,6 +155,14 @@ class RouterHealth:
                 f"{self.min_entropy} are {low}{done}. A larger LoadBalanceLoss spreads the load.",
                 stacklevel=2,
             )
+
+    def is_urgent(self, step: int) -> bool:
+        """Tell whether it looks at the routers right behind a step.
+
+        Args:
+            step: number of the step, from 1.
+        """
+        return step % self.every == 0
 
     def state_dict(self) -> dict[str, object]:
         """Give what this process has counted in the window that is open."""

@@ -29,6 +29,7 @@ class Run:
         scaler: of the loss; disabled unless the precision is float16.
         parallelism: the processes.
         callbacks: those of the trainer; what they remember is saved with the run.
+        settings: what else of the trainer a run that goes on is told of when it has changed.
         steps: how many the run has in all.
         step: how many are done.
         stop: why the run ends, or None while it goes on. A callback sets it, on every process
@@ -50,6 +51,7 @@ class Run:
     scaler: torch.amp.GradScaler
     parallelism: Parallelism
     callbacks: "Sequence[Callback]"
+    settings: Mapping[str, object]
     steps: int
     step: int
     stop: str | None
@@ -67,6 +69,18 @@ class Callback(Protocol):
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Take it up again."""
+
+
+@runtime_checkable
+class Patient(Callback, Protocol):
+    """A callback that has to be called right behind some steps alone.
+
+    Of the others it may be told when the step after them is on its way, and the run stands there:
+    so nobody waits for their numbers. It goes by the record's step, not by that of the run.
+    """
+
+    def is_urgent(self, step: int) -> bool:
+        """Tell whether it has to be called right behind this step."""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from memtx.checks import require
 from memtx.memory.cross_attention import MemoryCrossAttention
 from memtx.memory.routed_attention import RoutedMemoryCrossAttention
-from memtx.memory.sparse import row_parameter
+from memtx.memory.sparse import SparseRows
 
 
 @final
@@ -43,7 +43,7 @@ class SparseBankGradients:
     def stop(self) -> None:
         """Give banks dense gradients again."""
         for reader in self.readers:
-            reader.sparse_gradients = False
+            reader.sparse_rows = None
 
     def __enter__(self) -> "SparseBankGradients":
         """Give itself."""
@@ -62,7 +62,8 @@ class SparseBankGradients:
 def sparse_bank_gradients(model: nn.Module) -> SparseBankGradients:
     """Let the banks of a model that only routed readers read have sparse gradients.
 
-    For training in one process: neither DDP nor FSDP takes sparse gradients.
+    For training in one process: neither DDP nor FSDP takes sparse gradients. Call it when the model
+    is where it trains.
 
     Args:
         model: a model with routed reads.
@@ -82,10 +83,9 @@ def sparse_bank_gradients(model: nn.Module) -> SparseBankGradients:
         got={"routed reads": len(readers), "banks read whole": len(dense & set(banks))},
         remedy="give dense reads a bank of their own",
     )
-    for bank in banks.values():
-        row_parameter(bank)
-    for reader in readers:
-        reader.sparse_gradients = True
+    found = [SparseRows(bank=reader.bank) for reader in readers]
+    for reader, rows in zip(readers, found, strict=True):
+        reader.sparse_rows = rows
     return SparseBankGradients(readers=readers, banks=list(banks.values()))
 
 

@@ -1,20 +1,23 @@
 """One step of training: batches, gradient, update, record."""
 
-import math
 import time
+import warnings
 from contextlib import nullcontext
 from typing import final
 
 import torch
 from torch import Tensor
 
+from memtx.checks import refusal
 from memtx.data.protocols import Batch
-from memtx.train.identity import breakdown, identities
 from memtx.train.loggers import Record
+from memtx.train.moving import count, move, to
 from memtx.train.precision import Precision
-from memtx.train.run import Guard, Run
+from memtx.train.run import Run
 from memtx.train.schedules import Schedule
 from memtx.train.signals import ELSEWHERE
+from memtx.train.taken import Taken
+from memtx.train.updates import updates_of
 
 
 @final
@@ -28,8 +31,9 @@ class Stepper:
         accumulation: batches per process and step.
         clip_norm: largest norm of the whole gradient.
 
-    Source: nanochat's and torchtitan's loops, with token-exact means over accumulation. A step
-    makes the host wait for the device once; the next batches are fetched while the device works.
+    Source: nanochat's and torchtitan's loops, with token-exact means over accumulation. The next
+    batches are fetched while the device works, and where nobody has to know a step's numbers at
+    once, they are read when the step after it is on its way: so the device never waits.
 
     Example:
         >>> Stepper.__name__  # made by `Trainer.run`
@@ -52,23 +56,28 @@ class Stepper:
         self.clip_norm = clip_norm
         self._ahead: list[dict[str, Batch]] = []
         self._data_seconds = 0.0
-        self._guards = [callback for callback in run.callbacks if isinstance(callback, Guard)]
+        self._updates = updates_of(run)
+        self._trained = [p for group in run.optimizer.param_groups for p in group["params"]]
+        self._weights: tuple[list[float], Tensor] | None = None
+        self._pending: list[Taken] = []
+        self._warned = run.parallelism.rank > 0
 
     @property
     def is_ahead(self) -> bool:
         """Whether the streams stand beyond the steps that were taken."""
         return bool(self._ahead)
 
-    def take(self, *, asked: str | None, holds: bool) -> Record:
-        """Take the next step and give its record.
+    def take(self, *, asked: str | None, holds: bool, waits: bool) -> list[Record]:
+        """Take the next step, and give the records that are there: none, its own, or two.
 
         Args:
             asked: by what this process was asked to stop, or None; every process stops if one was.
             holds: whether no batch may be fetched ahead, as the run is saved or measured next.
+            waits: whether the record of this step must be there.
 
         Raises:
             FloatingPointError: if loss or gradient are not finite, or a guard objects; the
-                parameters are those of the step before.
+                parameters are those of the step before the one that is named.
         """
         started, run = time.perf_counter(), self.run
         factor = self.schedule.factor(run.step + 1)
@@ -79,23 +88,41 @@ class Stepper:
         batches, self._ahead = self._ahead, []
         data_seconds, self._data_seconds = self._data_seconds, 0.0
         counts, tokens, stops = self._sums(batches, asked=asked)
+        self._warn_of_nothing(counts)
         if stops and run.stop is None:
             run.stop = asked or ELSEWHERE
         means, own = self._gradient(batches, counts=counts)
-        norm = self._clip()
+        run.scaler.unscale_(run.optimizer)
+        norm = run.parallelism.clip(self._trained, self.clip_norm)
         if not holds and run.stop is None:
             self._fetch()
-        record = self._check(batches, means=means, norm=norm, own=own, factor=factor)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
+        taken = Taken(run=run, batches=batches, factor=factor, means=means, norm=norm, own=own)
+        self._updates.update(taken)
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
+        found = self._settle()
+        self._pending = [taken]
+        if waits or taken.is_known or run.stop is not None:
+            found += self._settle()
         seconds = time.perf_counter() - started
-        return record | {
+        taken.times |= {
             "tokens_per_second": tokens / seconds,
             "step_seconds": seconds,
             "data_seconds": data_seconds,
         }
+        return [each.record() for each in found]
+
+    def rest(self) -> list[Record]:
+        """Give what was not given yet, of a run that something else ended."""
+        pending, self._pending = self._pending, []
+        return [each.record() for each in pending]
+
+    def _settle(self) -> list[Taken]:
+        """Wait for the numbers that are on their way, and look at them."""
+        pending, self._pending = self._pending, []
+        for each in pending:
+            each.check([])
+        return pending
 
     def _fetch(self) -> None:
         """Take the batches of a step from the streams, and leave them on the CPU."""
@@ -113,11 +140,25 @@ class Stepper:
         self, batches: list[dict[str, Batch]], *, asked: str | None
     ) -> tuple[Tensor, float, bool]:
         """Sum counts, tokens and who was asked to stop over processes, without the device."""
-        counts = torch.stack([self.run.objective.counts(batch) for batch in batches]).sum(0)
-        tokens = sum(int(b["attention_mask"].sum()) for batch in batches for b in batch.values())
+        counts = torch.stack([self.run.objective.counts(batch) for batch in batches]).sum(0).cpu()
+        tokens = sum(count(b["attention_mask"]) for batch in batches for b in batch.values())
         extra = torch.tensor([tokens, int(asked is not None)], dtype=counts.dtype)
         total = self.run.parallelism.all_sum(torch.cat([counts, extra]))
         return total[:-2], float(total[-2]), bool(total[-1])
+
+    def _warn_of_nothing(self, counts: Tensor) -> None:
+        """Say once that a term has nothing to learn in a step: its loss is then 0."""
+        if self._warned or bool(counts.all()):
+            return
+        self._warned = True
+        names = [n for n, c in zip(self.run.objective.weights, counts, strict=True) if not c]
+        message = refusal(
+            owner="Trainer",
+            rule="a step should have something for each term, such as tokens with a label",
+            got={"step": self.run.step + 1, "nothing for": names},
+            remedy="look at the labels of the stream, or take more rows a step",
+        )
+        warnings.warn(message, UserWarning, stacklevel=4)
 
     def _gradient(
         self, batches: list[dict[str, Batch]], *, counts: Tensor
@@ -127,78 +168,29 @@ class Stepper:
         Gives each term's mean over it, and the share of each batch of this process in them.
         """
         run, place = self.run, self.run.parallelism
-        weights = torch.tensor([*run.objective.weights.values()])
-        weights, counts = (to(each, place.device) for each in (weights, counts))
+        weights, counts = self._factors(), to(counts.clamp(min=1), place.device)
         own = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             moved = {name: move(each, place.device) for name, each in batch.items()}
             with nullcontext() if last else place.no_sync(run.wrapped):
                 with self.precision.context(place.device):
-                    shares = run.wrapped(moved) / counts.clamp(min=1)
-                # The wrapper averages over processes; the shares are to be added up.
-                loss = (weights * shares).sum() * place.world_size
-                run.scaler.scale(loss).backward()
+                    shares = run.wrapped(moved) / counts
+                run.scaler.scale((weights * shares).sum()).backward()
             own.append(shares.detach())
-        return place.all_sum(torch.stack(own).sum(0)), torch.stack(own)
+        if len(own) == 1:
+            return place.all_sum(own[0]), own[0][None]
+        parts = torch.stack(own)
+        return place.all_sum(parts.sum(0)), parts
 
-    def _clip(self) -> Tensor:
-        run = self.run
-        run.scaler.unscale_(run.optimizer)
-        trained = [p for group in run.optimizer.param_groups for p in group["params"]]
-        return run.parallelism.clip(trained, self.clip_norm)
+    def _factors(self) -> Tensor:
+        """Give the terms' weights, times the number of processes, where the model is.
 
-    def _check(
-        self,
-        batches: list[dict[str, Batch]],
-        *,
-        means: Tensor,
-        norm: Tensor,
-        own: Tensor,
-        factor: float,
-    ) -> Record:
-        """Wait for the device, once, and give the record if the step may change the parameters."""
-        run, names = self.run, list(self.run.objective.weights)
-        numbers = torch.cat([means, norm.reshape(1).to(means.dtype), own.flatten()]).tolist()
-        values = dict(zip(names, numbers[: len(names)], strict=True))
-        loss = sum(weight * values[name] for name, weight in run.objective.weights.items())
-        record: Record = {"step": run.step + 1, "loss": loss} | values
-        record |= {"gradient_norm": numbers[len(names)], "learning_rate_factor": factor}
-        record |= {f"learning_rate/{g.name}": g.learning_rate * factor for g in run.groups}
-        finite = math.isfinite(record["gradient_norm"])
-        if run.scaler.is_enabled():
-            # Half precision overflows now and then: the scaler leaves the step out and scales less.
-            scale = run.scaler.get_scale()
-            record |= {"loss_scale": scale, "step_left_out": float(not finite)}
-            finite = finite or scale > 1.0
-        trouble = None
-        if not (math.isfinite(loss) and finite):
-            trouble = "loss and gradient must stay finite"
-        for guard in self._guards:
-            trouble = trouble or guard.trouble(record)
-        if trouble is not None:
-            each = torch.tensor(numbers[len(names) + 1 :]).view(own.shape).sum(1).tolist()
-            found = identities(batches, shares=each, run=run)
-            raise FloatingPointError(breakdown(trouble, record=record, found=found))
-        return record
-
-
-def to(tensor: Tensor, device: torch.device) -> Tensor:
-    """Give a tensor on a device without waiting for it.
-
-    Args:
-        tensor: on the CPU.
-        device: where it is wanted.
-    """
-    held = tensor.pin_memory() if device.type == "cuda" else tensor
-    return held.to(device, non_blocking=True)
-
-
-def move(batch: Batch, device: torch.device) -> Batch:
-    """Give a batch on a device without waiting for it.
-
-    Args:
-        batch: on the CPU.
-        device: where it is wanted.
-    """
-    return {key: to(value, device) for key, value in batch.items()}
+        The wrapper averages over processes; the shares are to be added up.
+        """
+        place = self.run.parallelism
+        values = [weight * place.world_size for weight in self.run.objective.weights.values()]
+        # Moved once, unless somebody changes them.
+        if self._weights is None or self._weights[0] != values:
+            self._weights = (values, to(torch.tensor(values), place.device))
+        return self._weights[1]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from memtx.adapters import MemoryAdapter, MemoryLibrary, halves_of
 from memtx.adapters.families import is_peft
 from memtx.checks import require, require_positive
-from memtx.context import IGNORED
 from memtx.data.protocols import Batch
 from memtx.losses import router_loss_weights
+from memtx.models.halves import TransformerHalves
 from memtx.modes import evaluating
 from memtx.ops.linear_losses import chunked_cross_entropy, chunked_kl_divergence
+from memtx.train.moving import count, count_labels, labelled, unpadded
 
 
 @runtime_checkable
@@ -66,6 +67,26 @@ def check_values(owner: object, *, weight: float, chunk: int) -> None:
         rule="weight must be finite and not negative",
         got={"weight": weight},
         remedy="pass 0.0 to only measure the term",
+    )
+
+
+def check_switchable(owner: object, *, model: nn.Module) -> None:
+    """Refuse a model that `untrained` cannot switch off.
+
+    Args:
+        owner: the term that compares a model with itself, switched off.
+        model: the model.
+
+    Raises:
+        ValueError: if it is no `MemoryAdapter`, `MemoryLibrary` or model of `peft`.
+    """
+    require(
+        ok=isinstance(model, MemoryAdapter | MemoryLibrary) or is_peft(model),
+        owner=owner,
+        rule="the model must be a MemoryAdapter, a MemoryLibrary or a PEFT model, which can be "
+        "switched off",
+        got={"model": type(model).__name__},
+        remedy="leave the term out for other models",
     )
 
 
@@ -122,8 +143,8 @@ class NextTokenLoss:
             model: the model.
             batch: with `labels` `[batch, length]`.
         """
-        labels = (batch["labels"][:, 1:] != IGNORED).sum()
-        return torch.stack([labels, *[torch.ones_like(labels)] * (len(self.weights(model)) - 1)])
+        others = len(self.weights(model)) - 1
+        return torch.tensor([count_labels(batch["labels"]), *[1] * others])
 
     def totals(self, model: Any, batch: Batch) -> Tensor:
         """Give the summed cross-entropy in nats, and the losses of routers.
@@ -133,17 +154,18 @@ class NextTokenLoss:
             batch: with `input_ids`, `attention_mask` and `labels`, each `[batch, length]`.
         """
         halves = halves_of(model)
+        # A model of memtx asks a mask whether all is real, for which the host would wait.
+        spared = unpadded(batch) and isinstance(halves, TransformerHalves)
         hidden = halves.hidden_states(
             input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            attention_mask=None if spared else batch["attention_mask"],
             position_ids=batch.get("position_ids"),
             labels=batch["labels"],
         )
-        targets = batch["labels"][:, 1:]
-        chosen = targets != IGNORED
-        text = chunked_cross_entropy(
-            hidden[:, :-1][chosen], targets[chosen], halves.head, self.chunk
-        )
+        places = labelled(batch)
+        given = hidden.flatten(0, 1).index_select(0, places)
+        targets = batch["labels"].flatten().index_select(0, places + 1)
+        text = chunked_cross_entropy(given, targets, halves.head, self.chunk)
         found = {name: value for name, (value, _) in halves.router_losses().items()}
         # A memory that is switched off has routers that chose nothing.
         zero = torch.zeros_like(text)
@@ -194,14 +216,7 @@ class LocalityLoss:
         Raises:
             ValueError: if it is no `MemoryAdapter`, `MemoryLibrary` or model of `peft`.
         """
-        require(
-            ok=isinstance(model, MemoryAdapter | MemoryLibrary) or is_peft(model),
-            owner=self,
-            rule="the model must be a MemoryAdapter, a MemoryLibrary or a PEFT model, which can be "
-            "switched off",
-            got={"model": type(model).__name__},
-            remedy="leave the term out for other models",
-        )
+        check_switchable(self, model=model)
 
     def weights(self, model: nn.Module) -> dict[str, float]:
         """Give its own weight.
@@ -218,7 +233,7 @@ class LocalityLoss:
             model: the model.
             batch: with `attention_mask` `[batch, length]`.
         """
-        return batch["attention_mask"].sum()[None]
+        return torch.tensor([count(batch["attention_mask"])])
 
     def totals(self, model: Any, batch: Batch) -> Tensor:
         """Give the summed divergence in nats.

@@ -97,6 +97,14 @@ class Utilisation:
         """
         self.rate(record, world_size=run.parallelism.world_size)
 
+    def is_urgent(self, step: int) -> bool:
+        """Tell that it can be told of any step later.
+
+        Args:
+            step: not used.
+        """
+        return False
+
     def state_dict(self) -> dict[str, object]:
         """Give nothing: each step is measured by itself."""
         return {}
@@ -136,6 +144,14 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             record["peak_memory_gib"] = resident_gib()
+
+    def is_urgent(self, step: int) -> bool:
+        """Tell that it can be told of any step later.
+
+        Args:
+            step: not used.
+        """
+        return False
 
     def state_dict(self) -> dict[str, object]:
         """Give nothing: each step is measured by itself."""

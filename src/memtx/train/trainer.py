@@ -1,7 +1,7 @@
 """The training loop."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
@@ -13,7 +13,7 @@ from memtx.train.loggers import Logger, Record
 from memtx.train.optimizer import Optimizer
 from memtx.train.parallel import Parallelism
 from memtx.train.precision import Precision
-from memtx.train.run import Callback, Run, Saver, Start, Surrounding
+from memtx.train.run import Callback, Patient, Run, Saver, Start, Surrounding
 from memtx.train.schedules import Schedule
 from memtx.train.signals import leave, stop_signals
 from memtx.train.step import Stepper
@@ -28,6 +28,24 @@ class Evaluation(Protocol):
 
     def measure(self) -> Record:
         """Measure now."""
+
+
+# What each part must be able to do, where the trainer takes one, and where several.
+_ONE = {
+    "objective": "counts",
+    "optimizer": "make",
+    "schedule": "factor",
+    "precision": "context",
+    "parallelism": "wrap",
+    "start": "begin",
+}
+_SEVERAL = {
+    "groups": "parameters",
+    "evaluations": "measure",
+    "callbacks": "after_step",
+    "checkpoints": "save",
+    "loggers": "log",
+}
 
 
 @final
@@ -53,13 +71,14 @@ class Trainer:
         accumulation: batches per process and step.
         clip_norm: largest norm of the whole gradient.
         evaluations: measured on every process, logged by the first.
-        callbacks: called after each step on every process, in this order.
+        callbacks: called after each step on every process, in this order; patient ones perhaps when
+            the next step is on its way.
         checkpoints: saved on every process when due, and once more at the end.
         loggers: receive the records of the first process.
 
     Raises:
-        ValueError: if sizes are below 1, the schedule has another length, a stream is missing, or
-            two groups have one name or all are frozen.
+        ValueError: if a part is no instance of its kind, sizes are below 1, the schedule has
+            another length, a stream is missing, or two groups have one name or all are frozen.
 
     Source: nanochat's and torchtitan's loops, with token-exact means over accumulation.
 
@@ -85,6 +104,7 @@ class Trainer:
     loggers: Sequence[Logger]
 
     def __post_init__(self) -> None:
+        self._require_parts()
         require_positive(owner=self, sizes={"steps": self.steps, "accumulation": self.accumulation})
         for evaluation in self.evaluations:
             require_positive(owner=self, sizes={"evaluation.every": evaluation.every})
@@ -118,6 +138,26 @@ class Trainer:
             remedy="name each group differently, and train one",
         )
 
+    def _require_parts(self) -> None:
+        """Refuse what is no instance of what a parameter takes, before it fails in the midst."""
+        found = [(name, [getattr(self, name)]) for name in _ONE]
+        for name in _SEVERAL:
+            held = getattr(self, name)
+            found.append((name, [*held] if isinstance(held, list | tuple) else [(held,)]))
+        streams = self.streams
+        found.append(("streams", [*streams.values()] if isinstance(streams, Mapping) else [()]))
+        faces = _ONE | _SEVERAL | {"streams": "next_batch"}
+        for name, parts in found:
+            for part in parts:
+                plain = part is None or isinstance(part, str | int | float | type)
+                require(
+                    ok=hasattr(part, faces[name]) and not isinstance(part, type),
+                    owner=self,
+                    rule=f"{name} must be of instances with `{faces[name]}`",
+                    got={name: part if plain else type(part).__name__},
+                    remedy="pass ready instances, in a list or dict where it takes several",
+                )
+
     def run(self) -> list[Record]:
         """Train, and give the records of all steps that were taken.
 
@@ -149,13 +189,16 @@ class Trainer:
                 accumulation=self.accumulation,
                 clip_norm=self.clip_norm,
             )
-            # Batches that were fetched ahead are learnt before a run ends: what is saved at its
-            # end then stands where its streams stand.
-            while run.step < self.steps and (run.stop is None or stepper.is_ahead):
-                record = stepper.take(asked=asked.name, holds=self._holds(run))
-                records.append(record)
-                self._look(run, record=record)
-                self._save(run, record=record, last=run.stop is not None and not stepper.is_ahead)
+            with self._telling(stepper, records):
+                # Batches that were fetched ahead are learnt before a run ends: what is saved at its
+                # end then stands where its streams stand.
+                while run.step < self.steps and (run.stop is None or stepper.is_ahead):
+                    holds = self._holds(run)
+                    waits = holds or self._waits(run)
+                    for record in stepper.take(asked=asked.name, holds=holds, waits=waits):
+                        records.append(record)
+                        self._look(run, record=record)
+                    self._save(run, records, last=run.stop is not None and not stepper.is_ahead)
         leave(run.stop)
         return records
 
@@ -172,6 +215,12 @@ class Trainer:
             scaler=self.precision.scaler(self.parallelism.device),
             parallelism=self.parallelism,
             callbacks=self.callbacks,
+            settings={
+                "schedule": self.schedule,
+                "precision": self.precision,
+                "accumulation": self.accumulation,
+                "clip_norm": self.clip_norm,
+            },
             steps=self.steps,
             step=0,
             stop=None,
@@ -189,24 +238,47 @@ class Trainer:
         measured = any(step % evaluation.every == 0 for evaluation in self.evaluations)
         return due or measured or step == self.steps or run.stop is not None
 
+    def _waits(self, run: Run) -> bool:
+        """Tell whether somebody has to be told of the next step right behind it."""
+        patient = [each for each in self.callbacks if isinstance(each, Patient)]
+        return len(patient) < len(self.callbacks) or any(
+            each.is_urgent(run.step + 1) for each in patient
+        )
+
     def _look(self, run: Run, *, record: Record) -> None:
         """Measure, call back and log."""
-        measured = [each for each in self.evaluations if run.step % each.every == 0]
+        step = int(record["step"])
+        measured = [each for each in self.evaluations if step % each.every == 0]
         if measured:
             with self.parallelism.whole(run.wrapped):
                 for evaluation in measured:
                     record |= evaluation.measure()
         for callback in self.callbacks:
             callback.after_step(run, record)
-        if self.parallelism.rank == 0:
-            for logger in self.loggers:
-                logger.log(record)
+        self._log(record)
 
-    def _save(self, run: Run, *, record: Record, last: bool) -> None:
+    def _log(self, record: Record) -> None:
+        for logger in self.loggers if self.parallelism.rank == 0 else []:
+            logger.log(record)
+
+    def _save(self, run: Run, records: list[Record], *, last: bool) -> None:
         """Save what is due, and everything after the last step."""
         for saver in self.checkpoints:
             if saver.is_due(run.step) or last or run.step == self.steps:
-                saver.save(run, record)
+                saver.save(run, records[-1])
+
+    @contextmanager
+    def _telling(self, stepper: Stepper, records: list[Record]) -> Iterator[None]:
+        """Let loggers know of every step that was taken, should something end the run."""
+        try:
+            yield
+        except BaseException:
+            # It may have ended the device as well.
+            with suppress(Exception):
+                for record in stepper.rest():
+                    records.append(record)
+                    self._log(record)
+            raise
 
     @contextmanager
     def _closing(self) -> Iterator[None]:

@@ -149,6 +149,14 @@ class WrittenTokens:
             record: not used.
         """
 
+    def is_urgent(self, step: int) -> bool:
+        """Tell that it can be told of any step later.
+
+        Args:
+            step: not used.
+        """
+        return False
+
     def state_dict(self) -> dict[str, object]:
         """Give nothing: a resumed run is composed with the same tokens."""
         return {}

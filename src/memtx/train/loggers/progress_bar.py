@@ -86,7 +86,6 @@ class ProgressBar:
         self._record = record
         occasional = set() if self._before is None else record.keys() - self._before
         self._before = record.keys() - occasional
-        self._progress.update(self._task, completed=int(record["step"]), numbers=self._state())
         if occasional:
             rare = _listed({key: value for key, value in record.items() if key in occasional})
             rare[0] = f"{self.title} step {int(record['step']):,}: {rare[0]}"
@@ -120,6 +119,9 @@ class ProgressBar:
         from rich.console import Group
         from rich.text import Text
 
+        # Here alone: most records come and go between two drawings.
+        step = int(self._record["step"])
+        self._progress.update(self._task, completed=step, numbers=self._state())
         usual = (self._before or set()) - ON_THE_BAR
         rest = _listed({key: value for key, value in self._record.items() if key in usual})
         below = _packed(rest, width=self._console.width - 2)

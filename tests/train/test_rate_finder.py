@@ -119,6 +119,9 @@ def test_sharded_parameters_are_refused(model):
     class Sharding:
         rank, world_size, device = 0, 1, torch.device("cpu")
 
+        def wrap(self, module: torch.nn.Module) -> torch.nn.Module:
+            return module
+
     trainer = replace(trainer_of(model, rate=1.0), parallelism=Sharding())
     with pytest.raises(ValueError, match="whole in each process, got parallelism='Sharding';"):
         find_learning_rate(trainer, lowest=0.1, highest=1.0, steps=10)

@@ -252,7 +252,7 @@ class Asked(TorchDispatchMode):
         )
         if name in self.WAITS or (name.startswith("index") and by_mask):
             frame = sys._getframe()
-            while frame is not None and "/memtx/" not in frame.f_code.co_filename:
+            while frame is not None and "/src/memtx/" not in frame.f_code.co_filename:
                 frame = frame.f_back
             place = "torch" if frame is None else frame.f_code.co_filename.rpartition("/")[2]
             self.found.add((name, place))

@@ -58,7 +58,7 @@ class SparseRows:
         >>> from memtx import Normal, StandardMemoryBank
         >>> bank = StandardMemoryBank(num_memory_tokens=8, dim=4, init=Normal(std=1.0))
         >>> SparseRows(bank=bank).look_up(torch.tensor([1, 5])).sum().backward()
-        >>> bank.tokens.grad.indices().tolist()
+        >>> bank.tokens.grad.coalesce().indices().tolist()
         [[1, 5]]
     """
 

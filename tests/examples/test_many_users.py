@@ -9,6 +9,8 @@ from examples.many_users import USERS, run
 from memtx import load_adapter
 from memtx.data import read_documents
 
+pytestmark = pytest.mark.slow
+
 COUNT = 50
 STORIES = r"(?<!\n)\n(?!\n)"
 

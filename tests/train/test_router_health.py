@@ -134,6 +134,7 @@ def revived(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["copied", "sharded"])
 def test_two_processes_revive_alike(revived, kind):
     memories = [load_file(revived[kind] / f"memory-{rank}.safetensors") for rank in (0, 1)]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from memtx.ops.fused import fused
+from memtx.ops.fused import fused, outcome
 
 # Scores held at a time: enough to keep a GPU busy, little beside keys and values.
 _SCORES = 2**27
@@ -96,7 +96,7 @@ class _ChapterAttention(torch.autograd.Function):
             scores = _by_chapter(query[part] @ key[part].transpose(-1, -2), log_weight)
             attention = probabilities(scores, log_weight[part], query.shape[-1])
             _product(attention.flatten(-2), value[part], into=out[part])
-        return out
+        return outcome(out)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> Any:

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def fused(function: Callable[..., Any], *, device: torch.device) -> Callable[..., Any]:
@@ -18,6 +19,19 @@ def fused(function: Callable[..., Any], *, device: torch.device) -> Callable[...
     if device.type != "cuda" or torch.compiler.is_compiling():
         return function
     return _compiled(function) if _has_triton() else function
+
+
+def outcome(result: Tensor) -> Tensor:
+    """Give what the forward of a `torch.autograd.Function` returns.
+
+    In a trace of torch 2.11 the gradient of a result that was changed in place, or that an
+    operation gave back as it was (`to` its own dtype), is zero without a word; that of a new tensor
+    is right.
+
+    Args:
+        result: what was computed.
+    """
+    return result.clone() if torch.compiler.is_compiling() else result
 
 
 @cache

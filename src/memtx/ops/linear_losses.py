@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from memtx.context import IGNORED
-from memtx.ops.fused import fused
+from memtx.ops.fused import fused, outcome
 from memtx.ops.heads import Head, LinearHead, ModuleHead, capped
 
 WORTH_COMPILING = 16  # tokens
@@ -134,7 +134,7 @@ class _GradientsInForward(torch.autograd.Function):
     def forward(ctx: Any, work: _Work, hidden: Tensor, *tensors: Tensor) -> Tensor:  # noqa: ARG004
         total, gradients = _run(work, hidden, ctx.needs_input_grad[1:])
         ctx.save_for_backward(*gradients)
-        return total
+        return outcome(total)
 
     @staticmethod
     @once_differentiable

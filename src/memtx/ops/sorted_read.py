@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from memtx.ops.fused import fused
+from memtx.ops.fused import fused, outcome
 from memtx.ops.pair_attention import pair_attention, pair_attention_backward
 from memtx.ops.segments import Segments
 
@@ -201,7 +201,7 @@ class _JointRead(torch.autograd.Function):
             *(query, key, value, log_weight, pair, place, starts),
             *(out, totals, read, total, longest),
         )
-        return cast("Tensor", out)
+        return outcome(out)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
@@ -239,7 +239,7 @@ class _IndependentRead(torch.autograd.Function):
             *(query, key, value, log_weight, pair, place, starts),
             *(read, total, longest),
         )
-        return cast("Tensor", fused(_added, device=query.device)(read, log_weight, place))
+        return outcome(fused(_added, device=query.device)(read, log_weight, place))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memtx.checks import require
+from memtx.ops.fused import outcome
 from memtx.ops.tensor_chunks import (
     Delta,
     Pass,
@@ -106,8 +107,8 @@ class ChunkedTensorMemory(torch.autograd.Function):
         ctx.chunk, ctx.has_memory, ctx.has_norm = chunk, memory is not None, norm is not None
         ctx.set_materialize_grads(False)
         if written is None:
-            return result, None
-        return result, to_tokens(written, p.sums)[:, :length]
+            return outcome(result), None
+        return outcome(result), outcome(to_tokens(written, p.sums)[:, :length])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
